@@ -1,0 +1,63 @@
+"""Phalanx: adversarial defenses for PyTorch image classifiers, installable one by one.
+
+Importing this package is torch-free; names resolve on first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phalanx.evaluation.evaluate import evaluate
+    from phalanx.registry import default_registry, defense, register
+    from phalanx.report.model import Report
+    from phalanx.specs import L1, L2, Linf, NoBall, Union
+    from phalanx.training.artifacts import load
+    from phalanx.training.run import Run, train
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "L1": "phalanx.specs",
+    "L2": "phalanx.specs",
+    "Linf": "phalanx.specs",
+    "NoBall": "phalanx.specs",
+    "Report": "phalanx.report.model",
+    "Run": "phalanx.training.run",
+    "Union": "phalanx.specs",
+    "default_registry": "phalanx.registry",
+    "defense": "phalanx.registry",
+    "evaluate": "phalanx.evaluation.evaluate",
+    "load": "phalanx.training.artifacts",
+    "register": "phalanx.registry",
+    "train": "phalanx.training.run",
+}
+
+__all__ = [
+    "L1",
+    "L2",
+    "Linf",
+    "NoBall",
+    "Report",
+    "Run",
+    "Union",
+    "default_registry",
+    "defense",
+    "evaluate",
+    "load",
+    "register",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _MODULE_OF[name]
+    except KeyError:
+        raise AttributeError(f"module 'phalanx' has no attribute {name!r}") from None
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,241 @@
+"""Configs of components and of the training that all defenses share: frozen, torch-free.
+
+A config that names another component holds a `Use`: the name, and that component's own validated
+config. Names resolve through the registry in the validation context (``{"registry": …}``), or
+through `phalanx.default_registry` where none is given, so an unresolved `Use` never exists.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from phalanx.errors import PhalanxError
+from phalanx.specs import AnyThreat, Kind, NoBall, Spec, Threat
+
+
+class DefenseConfig(Spec):
+    """Base of every defense's config: the paper's own hyper-parameters, members, backbone."""
+
+
+class PerturbationConfig(Spec):
+    """Base of every perturbation's config."""
+
+
+class PrunerConfig(Spec):
+    """Base of every pruner's config."""
+
+
+class AttackConfig(Spec):
+    """Base of every attack's config."""
+
+    threat: AnyThreat | None = Field(
+        None, description="What the attacker may change; absent: the data set's default threat."
+    )
+
+    @field_validator("threat", mode="after")
+    @classmethod
+    def _default_threat(cls, value: Threat | None, info: ValidationInfo) -> Threat | None:
+        return value if value is not None else (info.context or {}).get("threat")
+
+
+class Use(Spec):
+    """A component by its registered name: ``{"use": "pgd", "params": {…}}``, or just ``"pgd"``."""
+
+    kind: ClassVar[Kind]
+
+    use: str
+    params: SerializeAsAny[Spec] = Field(default={})  # type: ignore[arg-type]  # resolved below
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        return {"use": data} if isinstance(data, str) else data
+
+    @field_validator("params", mode="plain")
+    @classmethod
+    def _resolve(cls, params: Any, info: ValidationInfo) -> Spec:
+        name = info.data.get("use")
+        if name is None:
+            raise ValueError("cannot be read without a valid 'use'")
+        registry = (info.context or {}).get("registry")
+        if registry is None:
+            from phalanx.registry import default_registry
+
+            registry = default_registry()
+        try:
+            config_class: type[Spec] = registry.config_class(cls.kind, name)
+        except PhalanxError as error:
+            raise ValueError(str(error)) from error
+        if isinstance(params, Spec) and isinstance(params, config_class):
+            params = {key: getattr(params, key) for key in params.model_fields_set}
+        given = registry.family_arguments(cls.kind, name)
+        return config_class.model_validate({**given, **params}, context=info.context)
+
+
+class UseDefense(Use):
+    """A defense by its registered name."""
+
+    kind = Kind.DEFENSE
+
+
+class UseAttack(Use):
+    """An attack by its registered name."""
+
+    kind = Kind.ATTACK
+
+
+class UsePerturbation(Use):
+    """A perturbation by its registered name."""
+
+    kind = Kind.PERTURBATION
+
+
+class UsePruner(Use):
+    """A pruner by its registered name."""
+
+    kind = Kind.PRUNER
+
+
+class Backbone(Spec):
+    """A classifier from timm's registry by its name, ours among them, with its own keywords."""
+
+    use: str
+    params: dict[str, Any] = Field(default={}, description="Keywords of timm.create_model.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, data: Any) -> Any:
+        return {"use": data} if isinstance(data, str) else data
+
+
+Normalization = Literal["dataset", "none"]
+"""Inside each member: the data set's mean and standard deviation, or nothing."""
+
+
+class OptimizerConfig(Spec):
+    """The optimizer of a phase; one is built per parameter group of the phase."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: PositiveFloat = Field(0.1, description="Learning rate before the schedule's factor.")
+    momentum: NonNegativeFloat = Field(0.0, description="SGD's momentum.")
+    nesterov: bool = False
+    betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's decay rates.")
+    weight_decay: NonNegativeFloat = 0.0
+    clip_grad: PositiveFloat | None = Field(
+        None, description="Largest L2 norm of a group's gradient; absent: no clipping."
+    )
+
+
+class ScheduleConfig(Spec):
+    """The learning rate's factor as a function of a phase's progress in [0, 1]."""
+
+    name: Literal["constant", "cosine", "multistep"] = "constant"
+    warmup: float = Field(0.0, ge=0.0, lt=1.0, description="Share of progress of linear warm-up.")
+    floor: float = Field(0.0, ge=0.0, le=1.0, description="Factor at the end of 'cosine'.")
+    milestones: tuple[float, ...] = Field((), description="Progress at which 'multistep' steps.")
+    gamma: float = Field(0.1, gt=0.0, description="Factor per milestone of 'multistep'.")
+
+    def build(self) -> Callable[[float], float]:
+        """The schedule as a pure function of progress."""
+        return self.factor
+
+    def factor(self, progress: float) -> float:
+        """The learning rate's factor at `progress` in [0, 1]."""
+        if progress < self.warmup:
+            return progress / self.warmup
+        if self.name == "multistep":
+            return self.gamma ** sum(progress >= milestone for milestone in self.milestones)
+        if self.name == "cosine":
+            after = (progress - self.warmup) / (1.0 - self.warmup)
+            return self.floor + (1.0 - self.floor) * (1.0 + math.cos(math.pi * after)) / 2.0
+        return 1.0
+
+
+class AdversarialConfig(Spec):
+    """Adversarial training as a batch transform."""
+
+    attack: UseAttack = Field(default={"use": "pgd", "params": {"steps": 10}})  # type: ignore[assignment]  # validated
+    mode: Literal["replace", "half", "twin"] = Field(
+        "replace",
+        description="replace the batch, replace its first half, or add an adversarial twin",
+    )
+    batchnorm: Literal["eval", "train"] = Field(
+        "eval", description="Mode of the batch normalisation layers while attacking."
+    )
+
+
+class PhaseOverrides(Spec):
+    """What a run file may change of a phase; absent means the paper's value."""
+
+    batch_size: PositiveInt | None = Field(None, description="Images per step.")
+    epochs: PositiveInt | None = Field(None, description="Passes over the data.")
+    optimizer: OptimizerConfig | None = None
+    schedule: ScheduleConfig | None = None
+    augment: tuple[Literal["crop", "flip"], ...] | None = Field(
+        None, description="crop: pad by 4, crop at random; flip: mirror half of the images."
+    )
+    adversarial: AdversarialConfig | None = None
+
+
+class TrainingConfig(PhaseOverrides):
+    """What every defense's training has."""
+
+    precision: Literal["float32", "bfloat16"] = "float32"
+    threads: PositiveInt = Field(1, description="torch threads; bit-exact resume needs the same.")
+    phases: dict[str, PhaseOverrides] = Field(
+        default={}, description="Overrides for phases whose name fits the pattern (fnmatch)."
+    )
+
+
+class EvaluationConfig(Spec):
+    """How a run wants to be evaluated."""
+
+    protocol: str = "quick"
+    threat: AnyThreat | None = Field(None, description="Absent: the data set's default threat.")
+    limit: PositiveInt | None = Field(None, description="First N test images; absent: protocol's.")
+    attacks: tuple[UseAttack, ...] = Field((), description="Instead of a protocol.")
+    views: tuple[str, ...] = Field((), description="Absent: all views.")
+
+
+class DataConfig(Spec):
+    """Which data set a run is trained on."""
+
+    use: str = "digits"
+    limit: PositiveInt | None = Field(None, description="Train on so many images, a fixed subset.")
+    validation: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Share of the training set held out; logged only."
+    )
+
+
+class RunConfig(Spec):
+    """A run file: data, defense, training and evaluation."""
+
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataConfig = DataConfig()
+    defense: UseDefense
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = Field(default={})  # type: ignore[assignment]  # in context
+
+
+def requires_ball(threat: Threat | None) -> Threat:
+    """The threat, if it is there.
+
+    Raises:
+        ValueError: if there is none, with what to write.
+    """
+    if threat is None or isinstance(threat, NoBall):
+        raise ValueError("no threat given: the data set has none, so write threat = 'linf:8/255'")
+    return threat

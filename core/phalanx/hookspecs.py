@@ -1,0 +1,43 @@
+"""The pluggy hooks of project ``phalanx``; a plugin implements any of them with `hookimpl`.
+
+Nothing numeric depends on the order in which plugins are called. A failing observer becomes a
+warning that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pluggy
+
+from phalanx.specs import ComponentSpec
+
+PROJECT = "phalanx"
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def phalanx_components() -> Iterable[ComponentSpec]:  # type: ignore[empty-body]  # a specification
+    """Declare components. Must not import torch, ART or timm. Called once per plugin."""
+
+
+@hookspec
+def phalanx_run_started(run: Mapping[str, Any]) -> None:
+    """A training begins: `run` has defense, data, config_hash, out."""
+
+
+@hookspec
+def phalanx_epoch_finished(run: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+    """An epoch ended: `metrics` is its line of metrics.jsonl."""
+
+
+@hookspec
+def phalanx_attack_finished(run: Mapping[str, Any], row: Mapping[str, Any]) -> None:
+    """A cell of an evaluation ended: `row` is its row of report.json."""
+
+
+@hookspec
+def phalanx_run_finished(run: Mapping[str, Any]) -> None:
+    """A training ended."""

@@ -1,0 +1,257 @@
+"""What a component declares about itself, what a threat is, what a task is: frozen, torch-free.
+
+Every class here is a pydantic model with ``extra="forbid"``: an unknown key is an error that
+names the nearest known one. Configs of components derive from `Spec` too (`phalanx.config`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from enum import StrEnum
+from fractions import Fraction
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PlainSerializer,
+    PositiveFloat,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+
+class Spec(BaseModel):
+    """A frozen pydantic model that refuses unknown keys and suggests the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _suggest_keys(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            raise ValidationError.from_exception_data(
+                cls.__name__, [_explain(cls, line) for line in error.errors(include_url=False)]
+            ) from None
+
+
+def _explain(model: type[BaseModel], line: Any) -> InitErrorDetails:
+    """One problem of `model`, its message complete and its key path kept."""
+    message, loc = line["msg"], line["loc"]
+    if line["type"] == "extra_forbidden" and len(loc) == 1:
+        known = list(model.model_fields)
+        near = difflib.get_close_matches(str(loc[0]), known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        message = f"unknown key; {hint}allowed: {', '.join(known) or 'none'}"
+    kind = PydanticCustomError("problem", "{message}", {"message": message})
+    return InitErrorDetails(type=kind, loc=loc, input=line["input"])
+
+
+# ---------------------------------------------------------------- threats
+
+
+def _fraction(value: Any) -> Any:
+    """'8/255' as a float; anything else unchanged, for pydantic to judge."""
+    if isinstance(value, str) and "/" in value:
+        above, below = value.split("/", 1)
+        try:
+            return float(above) / float(below)
+        except (ValueError, ZeroDivisionError):
+            return value
+    return value
+
+
+Epsilon = Annotated[float, BeforeValidator(_fraction), Field(ge=0.0, le=1.0)]
+"""A radius in pixel units of [0, 1]; takes ``"8/255"`` as well as ``0.03``."""
+Radius = Annotated[PositiveFloat, BeforeValidator(_fraction)]
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back as exactly this number; k/255 where that is shorter."""
+    plain = f"{value:g}"
+    if float(plain) == value and len(plain) <= 6:
+        return plain
+    in_255 = Fraction(round(value * 510), 2)
+    if float(in_255) / 255 == value:
+        return f"{float(in_255):g}/255"
+    return repr(value)
+
+
+class Threat(Spec):
+    """What an attacker may change; a subclass per kind of ball. Data only, torch-free."""
+
+    def __str__(self) -> str:
+        return type(self).__name__.lower()
+
+
+class _Ball(Threat):
+    def __str__(self) -> str:
+        return f"{type(self).__name__.lower()}:{_number(self.eps)}"  # type: ignore[attr-defined]  # every ball has eps
+
+
+class Linf(_Ball):
+    """All images within `eps` of x in each pixel, ``0 <= eps <= 1``: ``Linf("8/255")``."""
+
+    eps: Epsilon
+
+    def __init__(self, eps: float | str, **rest: Any) -> None:
+        super().__init__(eps=eps, **rest)
+
+
+class L2(_Ball):
+    """All images within Euclidean distance `eps` of x."""
+
+    eps: Radius
+
+    def __init__(self, eps: float | str, **rest: Any) -> None:
+        super().__init__(eps=eps, **rest)
+
+
+class L1(_Ball):
+    """All images within absolute distance `eps` of x, summed over pixels."""
+
+    eps: Radius
+
+    def __init__(self, eps: float | str, **rest: Any) -> None:
+        super().__init__(eps=eps, **rest)
+
+
+class Union(Threat):
+    """Several threats at once: the attacker may choose any one of `parts`."""
+
+    parts: tuple[AnyThreat, ...]
+
+    def __str__(self) -> str:
+        return "+".join(str(part) for part in self.parts)
+
+
+class NoBall(Threat):
+    """No ball: natural perturbations and minimum-norm attacks."""
+
+    def __str__(self) -> str:
+        return "none"
+
+
+_BALLS: dict[str, type[Linf | L2 | L1]] = {"linf": Linf, "l2": L2, "l1": L1}
+
+
+def parse_threat(value: Any) -> Any:
+    """A threat from text: ``linf:8/255``, ``l2:0.5``, ``l1:12``, ``none``, or parts joined by +.
+
+    Raises:
+        ValueError: if the text names no known norm or no number.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.strip().lower()
+    if text == "none":
+        return NoBall()
+    if "+" in text:
+        return Union(parts=tuple(parse_threat(part) for part in text.split("+")))
+    norm, colon, eps = text.partition(":")
+    if norm not in _BALLS or not colon:
+        raise ValueError(
+            f"a threat is written as norm:epsilon with norm linf, l2 or l1, such as linf:8/255; "
+            f"found {value!r}"
+        )
+    return _BALLS[norm](eps)
+
+
+AnyThreat = Annotated[
+    Linf | L2 | L1 | Union | NoBall,
+    BeforeValidator(parse_threat),
+    PlainSerializer(str, return_type=str),
+]
+"""A field that takes a `Threat` or its text form, and is written as text."""
+Union.model_rebuild()
+
+
+# ---------------------------------------------------------------- tasks
+
+
+class Preprocessing(Spec):
+    """How a file became an image in [0, 1]: resize, crop and interpolation as timm names them."""
+
+    size: tuple[int, int]
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+
+
+class Task(Spec):
+    """What is to be classified: all that a defense knows of the data.
+
+    `mean` and `std` are per channel, in units of [0, 1], for the normalisation inside each member.
+    """
+
+    name: str
+    shape: tuple[int, int, int]
+    classes: int = Field(ge=2)
+    train_size: int = Field(ge=0)
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
+
+
+# ---------------------------------------------------------------- components
+
+
+class Kind(StrEnum):
+    """The four kinds of component that a plugin can register."""
+
+    DEFENSE = "defense"
+    ATTACK = "attack"
+    PERTURBATION = "perturbation"
+    PRUNER = "pruner"
+
+
+class Paper(Spec):
+    """Where a method was published."""
+
+    title: str
+    arxiv: str = ""
+    venue: str = ""
+    year: int | None = None
+    code: str = ""
+
+
+class Traits(Spec):
+    """What the conformance suite and the evaluation need to know of a component."""
+
+    ensemble: bool = False
+    stochastic: bool = False
+    differentiable: bool = True
+    needs_training: bool = True
+
+
+Dotted = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
+
+
+class ComponentSpec(Spec):
+    """A component, declared without importing it: `factory` and `config` are ``module:Name``.
+
+    A name that ends in ``/*`` registers a family (``art/*``): the rest of the asked name reaches
+    the config as its field ``name``.
+    """
+
+    kind: Kind
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]*(/\*)?$")
+    factory: Dotted
+    config: Dotted
+    summary: str
+    paper: Paper | None = None
+    traits: Traits = Traits()
+
+    @property
+    def family(self) -> str | None:
+        """The prefix with its slash (``art/``) if this spec registers a family, else None."""
+        return self.name[:-1] if self.name.endswith("/*") else None
+
+
+Status = Literal["experimental", "maintained", "deprecated", "broken"]

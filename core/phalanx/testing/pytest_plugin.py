@@ -1,0 +1,3 @@
+"""Fixtures for plugin authors; imports nothing heavy at start."""
+
+from __future__ import annotations

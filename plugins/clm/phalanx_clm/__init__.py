@@ -1,0 +1,1 @@
+"""CLM as a Phalanx plugin."""

@@ -1,0 +1,1 @@
+"""PDD as a Phalanx plugin."""
