@@ -9,54 +9,106 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from phalanx.attack import Attack, Observer, Scores, Targeted, attacking, may_drop_rows
-    from phalanx.attacks.ascent import ascend, expectation, input_gradient
-    from phalanx.combine import log_max, log_mean
+if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read the table below
+    from phalanx.attack import (
+        Attack as Attack,
+        Observer as Observer,
+        Scores as Scores,
+        Targeted as Targeted,
+        attacking as attacking,
+        may_drop_rows as may_drop_rows,
+    )
+    from phalanx.attacks.ascent import (
+        ascend as ascend,
+        expectation as expectation,
+        input_gradient as input_gradient,
+    )
+    from phalanx.combine import (
+        log_max as log_max,
+        log_mean as log_mean,
+    )
     from phalanx.config import (
-        AdversarialConfig,
-        AttackConfig,
-        Backbone,
-        DefenseConfig,
-        Normalization,
-        OptimizerConfig,
-        PerturbationConfig,
-        PrunerConfig,
-        ScheduleConfig,
-        UseAttack,
-        UseDefense,
-        UsePerturbation,
-        UsePruner,
+        AdversarialConfig as AdversarialConfig,
+        AttackConfig as AttackConfig,
+        Backbone as Backbone,
+        DefenseConfig as DefenseConfig,
+        Normalization as Normalization,
+        OptimizerConfig as OptimizerConfig,
+        PerturbationConfig as PerturbationConfig,
+        PrunerConfig as PrunerConfig,
+        ScheduleConfig as ScheduleConfig,
+        UseAttack as UseAttack,
+        UseDefense as UseDefense,
+        UsePerturbation as UsePerturbation,
+        UsePruner as UsePruner,
     )
-    from phalanx.defense import DefendedModel, Defense, View
-    from phalanx.errors import PhalanxError, PhalanxWarning
-    from phalanx.hookspecs import hookimpl
-    from phalanx.nn.capture import capture
-    from phalanx.nn.ensemble import MeanEnsemble, Population
-    from phalanx.nn.member import Member, build_member
-    from phalanx.perturbation import Perturbation
-    from phalanx.phase import Batch, BatchTransform, JointPhase, Phase, PhaseContext, RoundPhase
-    from phalanx.pruner import Pruner
-    from phalanx.randomness import generator
-    from phalanx.regularizer import Regularizer
+    from phalanx.defense import (
+        DefendedModel as DefendedModel,
+        Defense as Defense,
+        View as View,
+    )
+    from phalanx.errors import (
+        PhalanxError as PhalanxError,
+        PhalanxWarning as PhalanxWarning,
+    )
+    from phalanx.hookspecs import (
+        hookimpl as hookimpl,
+    )
+    from phalanx.nn.capture import (
+        capture as capture,
+    )
+    from phalanx.nn.ensemble import (
+        MeanEnsemble as MeanEnsemble,
+        Population as Population,
+    )
+    from phalanx.nn.member import (
+        Member as Member,
+        build_member as build_member,
+    )
+    from phalanx.perturbation import (
+        Perturbation as Perturbation,
+    )
+    from phalanx.phase import (
+        Batch as Batch,
+        BatchTransform as BatchTransform,
+        JointPhase as JointPhase,
+        Phase as Phase,
+        PhaseContext as PhaseContext,
+        RoundPhase as RoundPhase,
+    )
+    from phalanx.pruner import (
+        Pruner as Pruner,
+    )
+    from phalanx.randomness import (
+        generator as generator,
+    )
+    from phalanx.regularizer import (
+        Regularizer as Regularizer,
+    )
     from phalanx.specs import (
-        L1,
-        L2,
-        AnyThreat,
-        ComponentSpec,
-        Epsilon,
-        Kind,
-        Linf,
-        NoBall,
-        Paper,
-        Spec,
-        Task,
-        Threat,
-        Traits,
-        Union,
+        L1 as L1,
+        L2 as L2,
+        AnyThreat as AnyThreat,
+        ComponentSpec as ComponentSpec,
+        Epsilon as Epsilon,
+        Kind as Kind,
+        Linf as Linf,
+        NoBall as NoBall,
+        Paper as Paper,
+        Spec as Spec,
+        Task as Task,
+        Threat as Threat,
+        Traits as Traits,
+        Union as Union,
     )
-    from phalanx.training.phases import CrossEntropyPhase
-    from phalanx.training.transforms import Adversarial, Augment, Natural
+    from phalanx.training.phases import (
+        CrossEntropyPhase as CrossEntropyPhase,
+    )
+    from phalanx.training.transforms import (
+        Adversarial as Adversarial,
+        Augment as Augment,
+        Natural as Natural,
+    )
 
 API_VERSION = (1, 0)
 
@@ -85,7 +137,7 @@ _HOME = {
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names.split()}
 
-__all__ = [  # noqa: PLE0604  # built from the table above, so that each name stands once
+__all__ = [  # built from the table above, so that each name stands once
     "API_VERSION",
     *_MODULE_OF,
 ]

@@ -8,7 +8,7 @@ through `phalanx.default_registry` where none is given, so an unresolved `Use` n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import (
@@ -21,9 +21,10 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import PydanticCustomError
 
 from phalanx.errors import PhalanxError
-from phalanx.specs import AnyThreat, Kind, NoBall, Spec, Threat
+from phalanx.specs import FOLLOWS, AnyThreat, Kind, NoBall, Spec, Threat
 
 
 class DefenseConfig(Spec):
@@ -57,32 +58,54 @@ class Use(Spec):
     kind: ClassVar[Kind]
 
     use: str
-    params: SerializeAsAny[Spec] = Field(default={})  # type: ignore[arg-type]  # resolved below
+    params: SerializeAsAny[Spec] = Field(default={})  # type: ignore[assignment]  # resolved below
 
     @model_validator(mode="before")
     @classmethod
     def _from_name(cls, data: Any) -> Any:
         return {"use": data} if isinstance(data, str) else data
 
+    @field_validator("use", mode="after")
+    @classmethod
+    def _is_registered(cls, name: str, info: ValidationInfo) -> str:
+        try:
+            _registry(info).config_class(cls.kind, name)
+        except PhalanxError as error:
+            raise ValueError(str(error)) from error
+        return name
+
     @field_validator("params", mode="plain")
     @classmethod
     def _resolve(cls, params: Any, info: ValidationInfo) -> Spec:
         name = info.data.get("use")
         if name is None:
-            raise ValueError("cannot be read without a valid 'use'")
-        registry = (info.context or {}).get("registry")
-        if registry is None:
-            from phalanx.registry import default_registry
-
-            registry = default_registry()
-        try:
-            config_class: type[Spec] = registry.config_class(cls.kind, name)
-        except PhalanxError as error:
-            raise ValueError(str(error)) from error
-        if isinstance(params, Spec) and isinstance(params, config_class):
+            raise PydanticCustomError(FOLLOWS, "cannot be read without a valid 'use'")
+        registry = _registry(info)
+        config_class: type[Spec] = registry.config_class(cls.kind, name)
+        if isinstance(params, config_class):
             params = {key: getattr(params, key) for key in params.model_fields_set}
+        if not isinstance(params, Mapping):
+            raise ValueError(
+                f"should be a table of keys of {config_class.__name__}, found {params!r}"
+            )
         given = registry.family_arguments(cls.kind, name)
         return config_class.model_validate({**given, **params}, context=info.context)
+
+    def create(self, *args: Any) -> Any:
+        """Build the component: its factory called with its config and `args`."""
+        from phalanx.registry import default_registry
+
+        return default_registry().create(self.kind, self.use, self.params, *args)
+
+
+def _registry(info: ValidationInfo) -> Any:
+    """The registry of the validation context, else the default one."""
+    registry = (info.context or {}).get("registry")
+    if registry is None:
+        from phalanx.registry import default_registry
+
+        registry = default_registry()
+    return registry
 
 
 class UseDefense(Use):
@@ -214,7 +237,7 @@ class DataConfig(Spec):
     """Which data set a run is trained on."""
 
     use: str = "digits"
-    limit: PositiveInt | None = Field(None, description="Train on so many images, a fixed subset.")
+    limit: PositiveInt | None = Field(None, description="Train on so many images, a fixed subset of what validation leaves.")
     validation: float = Field(
         0.0, ge=0.0, lt=1.0, description="Share of the training set held out; logged only."
     )

@@ -7,17 +7,19 @@ pure in (weights, images, generator).
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
 
-from phalanx import randomness
-from phalanx.config import DefenseConfig
+from phalanx import randomness, registry
 from phalanx.combine import log_mean
+from phalanx.config import DefenseConfig
 from phalanx.specs import Task
 
 if TYPE_CHECKING:
@@ -66,14 +68,17 @@ class DefendedModel(nn.Module, ABC):
         stochastic: whether two calls may differ.
         aux: modules that are trained and resumed with the model but are not part of what is
             shipped; an empty module by default.
+        task: what it was built for; set by the trainer and the loader, None before.
     """
 
     stochastic: bool = False
     aux: nn.Module
+    task: Task | None
 
     def __init__(self) -> None:
         super().__init__()
         self.aux = nn.Module()
+        self.task: Task | None = None
         self._stream = Stream(0)
 
     @property
@@ -211,3 +216,13 @@ class Expected(nn.Module):
         if support:
             return log_mean([part(x) for part in support])
         return log_mean([self.model.draw(x, self.stream.next(x.device)) for _ in range(self.draws)])
+
+
+class _CallableModule(ModuleType):
+    """Importing this module makes it `phalanx.defense`, which is also the registering decorator."""
+
+    def __call__(self, name: str, **declared: Any) -> Any:
+        return registry.defense(name, **declared)
+
+
+sys.modules[__name__].__class__ = _CallableModule

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from enum import StrEnum
-from fractions import Fraction
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -36,16 +35,28 @@ class Spec(BaseModel):
         try:
             return handler(data)
         except ValidationError as error:
+            lines = error.errors(include_url=False)
+            told = [line for line in lines if line["type"] != FOLLOWS] or lines
             raise ValidationError.from_exception_data(
-                cls.__name__, [_explain(cls, line) for line in error.errors(include_url=False)]
+                cls.__name__, [_explain(cls, line) for line in told]
             ) from None
+
+
+FOLLOWS = "follows"
+"""Type of a problem that only follows from another one of the same model, and is not told."""
 
 
 def _explain(model: type[BaseModel], line: Any) -> InitErrorDetails:
     """One problem of `model`, its message complete and its key path kept."""
-    message, loc = line["msg"], line["loc"]
+    message, loc = line["msg"].removeprefix("Value error, "), line["loc"]
+    if line["type"] == "missing":
+        message = "this key is required"
+    elif line["type"] in ("model_type", "dict_type"):
+        message = f"should be a table of keys, found {line['input']!r}"
+    elif message.startswith("Input should"):
+        message = f"{message.removeprefix('Input ')}, found {line['input']!r}"
     if line["type"] == "extra_forbidden" and len(loc) == 1:
-        known = list(model.model_fields)
+        known = [field.alias or name for name, field in model.model_fields.items()]
         near = difflib.get_close_matches(str(loc[0]), known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         message = f"unknown key; {hint}allowed: {', '.join(known) or 'none'}"
@@ -75,12 +86,14 @@ Radius = Annotated[PositiveFloat, BeforeValidator(_fraction)]
 def _number(value: float) -> str:
     """The shortest text that reads back as exactly this number; k/255 where that is shorter."""
     plain = f"{value:g}"
+    in_255 = f"{round(value * 510) / 2:g}"
     if float(plain) == value and len(plain) <= 6:
-        return plain
-    in_255 = Fraction(round(value * 510), 2)
-    if float(in_255) / 255 == value:
-        return f"{float(in_255):g}/255"
-    return repr(value)
+        text = plain
+    elif float(in_255) / 255 == value:
+        text = f"{in_255}/255"
+    else:
+        text = repr(value)
+    return text.replace("e+", "e")  # a + joins the parts of a union
 
 
 class Threat(Spec):
@@ -101,7 +114,7 @@ class Linf(_Ball):
     eps: Epsilon
 
     def __init__(self, eps: float | str, **rest: Any) -> None:
-        super().__init__(eps=eps, **rest)
+        super().__init__(**{"eps": eps, **rest})
 
 
 class L2(_Ball):
@@ -110,7 +123,7 @@ class L2(_Ball):
     eps: Radius
 
     def __init__(self, eps: float | str, **rest: Any) -> None:
-        super().__init__(eps=eps, **rest)
+        super().__init__(**{"eps": eps, **rest})
 
 
 class L1(_Ball):
@@ -119,7 +132,7 @@ class L1(_Ball):
     eps: Radius
 
     def __init__(self, eps: float | str, **rest: Any) -> None:
-        super().__init__(eps=eps, **rest)
+        super().__init__(**{"eps": eps, **rest})
 
 
 class Union(Threat):
@@ -145,11 +158,11 @@ def parse_threat(value: Any) -> Any:
     """A threat from text: ``linf:8/255``, ``l2:0.5``, ``l1:12``, ``none``, or parts joined by +.
 
     Raises:
-        ValueError: if the text names no known norm or no number.
+        ValueError: if it is neither a threat nor a text that names a known norm and a number.
     """
-    if not isinstance(value, str):
+    if isinstance(value, Threat):
         return value
-    text = value.strip().lower()
+    text = value.strip().lower() if isinstance(value, str) else ""
     if text == "none":
         return NoBall()
     if "+" in text:

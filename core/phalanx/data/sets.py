@@ -1,0 +1,183 @@
+"""Images in memory, and data sets made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from phalanx import randomness
+from phalanx.data import catalog, readers
+from phalanx.errors import DataError
+from phalanx.phase import Batch
+from phalanx.specs import Task, Threat
+
+
+class Split:
+    """Labelled images in memory, fetched in any order.
+
+    Args:
+        images: ``(N, C, H, W)``, integers from 0 to `scale` (uint8), or floats in [0, 1].
+        labels: ``(N,)`` int64.
+        scale: what an integer of 1.0 would be: 255 of most images, 16 of the digits.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, *, scale: int = 255) -> None:
+        self.images = images
+        self.labels = labels
+        self.scale = scale
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, rows: Tensor | slice | Sequence[int]) -> Batch:
+        """Images ``(n, C, H, W)`` float32 in [0, 1] and labels ``(n,)``; always copies.
+
+        Args:
+            rows: indices (an int64 tensor or a list) in any order, or a slice.
+        """
+        rows = rows if isinstance(rows, slice) else torch.as_tensor(rows, dtype=torch.long)
+        images, labels = self.images[rows], self.labels[rows]
+        x = images.to(torch.float32, copy=True)
+        if not images.is_floating_point():
+            x = x.div_(self.scale)
+        return Batch(x, labels.clone())
+
+    def subset(self, rows: Tensor) -> Split:
+        """A split of these rows ``(n,)`` alone, in their order."""
+        return Split(self.images[rows], self.labels[rows], scale=self.scale)
+
+    @classmethod
+    def from_arrays(cls, x: Any, y: Any, *, classes: int | None = None) -> Split:
+        """A split of one's own images and labels, checked.
+
+        Args:
+            x: ``(N, C, H, W)``, floats in [0, 1]; a tensor or a numpy array.
+            y: ``(N,)``, integers from 0.
+            classes: K, if known: labels must be smaller.
+
+        Raises:
+            DataError: with everything that is wrong.
+        """
+        images, labels = torch.as_tensor(x), torch.as_tensor(y)
+        problems = [*_image_problems(images), *_label_problems(labels, classes)]
+        if images.ndim and labels.ndim and len(images) != len(labels):
+            problems.append(f"{len(images)} images, but {len(labels)} labels")
+        if problems:
+            raise DataError(f"images and labels cannot be used: {'; '.join(problems)}")
+        return cls(images.detach().to(torch.float32), labels.detach().to(torch.int64))
+
+
+def _image_problems(images: Tensor) -> list[str]:
+    problems = []
+    if images.ndim != 4:
+        problems.append(f"images must be (N, C, H, W), found shape {tuple(images.shape)}")
+    if not images.is_floating_point():
+        problems.append(f"images must be floats in [0, 1], found {images.dtype}; divide by 255")
+    elif images.numel() and not torch.isfinite(images).all():
+        problems.append("images must be finite, found NaN or infinity")
+    elif images.numel() and (images.min() < 0 or images.max() > 1):
+        found = f"{float(images.min()):.4g} to {float(images.max()):.4g}"
+        problems.append(
+            f"images must be in [0, 1], found {found}; undo the normalisation, it belongs in the "
+            "model"
+        )
+    return problems
+
+
+def _label_problems(labels: Tensor, classes: int | None) -> list[str]:
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        return [f"labels must be integers, found {labels.dtype}"]
+    if labels.ndim != 1:
+        return [f"labels must be (N,), found shape {tuple(labels.shape)}; one-hot: argmax(1)"]
+    if labels.numel() and labels.min() < 0:
+        return [f"labels must be from 0, found {int(labels.min())}"]
+    if classes is not None and labels.numel() and labels.max() >= classes:
+        return [f"labels must be below {classes}, found {int(labels.max())}"]
+    return []
+
+
+@dataclass(frozen=True)
+class Data:
+    """A data set, ready for training and evaluation.
+
+    Attributes:
+        task: what is to be classified; its `train_size` is that of `train`.
+        train: what is trained on, after `validation` and a limit are taken away.
+        validation: held out of the training set, perhaps empty.
+        test: chooses nothing.
+        threat: what attackers may change unless a run says otherwise.
+    """
+
+    task: Task
+    train: Split
+    validation: Split
+    test: Split
+    threat: Threat | None = None
+
+
+def load_data(
+    name: str,
+    *,
+    root: Path | None = None,
+    limit: int | None = None,
+    validation: float = 0.0,
+    download: bool = False,
+) -> Data:
+    """A known data set, in memory.
+
+    The held-out share and the limit's subset are random but fixed: they depend on the data set's
+    name alone, not on a run's seed, and the validation images not on the limit.
+
+    Args:
+        name: one of `phalanx.data.names`.
+        root: the folder with the data sets, laid out as torchvision's; ``digits`` needs none.
+        limit: train on so many images.
+        validation: share of the training set to hold out, in [0, 1).
+        download: fetch the files if they are not there.
+
+    Raises:
+        DataError: if the data set is unknown, missing or damaged, or has not enough images.
+    """
+    known = catalog.info(name)
+    splits = readers.read(known, root=root, download=download)
+    train, test = (Split(images, labels, scale=splits.scale) for images, labels in splits.parts)
+    held_out, used = _divide(known.name, len(train), limit=limit, validation=validation)
+    task = Task(
+        name=known.name,
+        shape=known.shape,
+        classes=known.classes,
+        train_size=len(used),
+        mean=known.mean,
+        std=known.std,
+        class_names=known.class_names,
+    )
+    whole = len(used) == len(train)
+    return Data(
+        task=task,
+        train=train if whole else train.subset(used),
+        validation=train.subset(held_out),
+        test=test,
+        threat=known.threat,
+    )
+
+
+def _divide(
+    name: str, count: int, *, limit: int | None, validation: float
+) -> tuple[Tensor, Tensor]:
+    """Rows to hold out and rows to train on, each ascending."""
+    if not 0 <= validation < 1:
+        raise DataError(f"validation is a share in [0, 1), found {validation}")
+    order = torch.randperm(count, generator=randomness.generator("data", name, "rows"))
+    held_out = round(validation * count)
+    left = count - held_out
+    if limit is not None and not 1 <= limit <= left:
+        raise DataError(
+            f"limit = {limit}, but {name} has {left} images to train on; choose 1 to {left}"
+        )
+    used = order[held_out : held_out + (left if limit is None else limit)]
+    return order[:held_out].sort().values, used.sort().values

@@ -1,0 +1,55 @@
+"""Checks for attacks: budget, box, generator, and what they must leave alone."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from phalanx import randomness
+from phalanx.attack import Attack, attacking
+from phalanx.attacks.balls import within
+from phalanx.config import AttackConfig
+from phalanx.nn.backbones.small_cnn import SmallCNN
+from phalanx.specs import L2, Linf
+from phalanx.testing.case import Case
+
+
+def _network() -> SmallCNN:
+    with randomness.seeded("conformance"):
+        return SmallCNN(num_classes=10, in_chans=1)
+
+
+def check_attack(case: Case) -> None:
+    """Examples stay in budget and box, follow the generator, and nothing else is touched."""
+    config_class = case.registry.config_class(case.spec.kind, case.spec.name)
+    given = case.registry.family_arguments(case.spec.kind, case.spec.name)
+    x, y = case.images
+    ran = 0
+    for threat in (Linf(0.1), L2(0.5)):
+        config = config_class.model_validate({**given, **case.params, "threat": threat})
+        factory = case.registry.factory(case.spec.kind, case.spec.name)
+        if not issubclass(type(threat), getattr(factory, "supports", (object,))):
+            continue
+        ran += 1
+        attack: Attack[AttackConfig] = factory(config)
+        network = _network().eval()
+        weights = {k: v.clone() for k, v in network.state_dict().items()}
+        before = torch.get_rng_state()
+        with attacking(network):
+            first, second = (
+                attack(network, x.clone(), y, generator=randomness.generator(1)) for _ in range(2)
+            )
+        assert torch.equal(before, torch.get_rng_state()), "it moves torch's global generator"
+        assert torch.equal(first, second), f"{threat}: one generator gives two results"
+        assert bool(within(first, x, threat).all()), f"{threat}: an example leaves ball or box"
+        assert not first.requires_grad, f"{threat}: its examples still carry a graph"
+        after = network.state_dict()
+        assert all(torch.equal(weights[k], after[k]) for k in weights), "it changes the weights"
+        assert all(p.grad is None for p in network.parameters()), "it leaves gradients behind"
+        with torch.no_grad():
+            clean, adversarial = (F.cross_entropy(network(z), y) for z in (x, first))
+        assert adversarial >= clean - 1e-4, f"{threat}: the loss falls by {clean - adversarial}"
+    assert ran, "it supports neither an L-inf nor an L2 threat, so nothing could be checked"
+
+
+CHECKS = (check_attack,)

@@ -1,0 +1,71 @@
+"""Checks for components of every kind: the declaration, the config, perturbations."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import torch
+
+from phalanx import randomness
+from phalanx.perturbation import Perturbation
+from phalanx.specs import Spec
+from phalanx.testing.case import Case
+
+HEAVY = ("torch", "art", "timm", "torchvision", "sklearn")
+
+
+def check_thin_module(case: Case) -> None:
+    """The plugin module and the config module import no torch, ART or timm."""
+    plugin = case.registry.find(case.spec.kind, case.spec.name).plugin
+    modules = [case.spec.config.partition(":")[0]]
+    modules += [one.found.target for one in case.registry.plugins if one.id == plugin]
+    code = (
+        f"import sys, importlib\nfor name in {modules!r}: importlib.import_module(name)\n"
+        f"print(*[m for m in {HEAVY!r} if m in sys.modules])"
+    )
+    if any(name.startswith(("__main__", "tests")) for name in modules):
+        return  # declared in a session, not in a plugin: there is no module to be thin
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{', '.join(modules)} cannot be imported: {done.stderr[-400:]}"
+    heavy = done.stdout.split()
+    assert not heavy, (
+        f"importing {', '.join(modules)} imports {', '.join(heavy)}; keep them behind the dotted "
+        "strings of the ComponentSpec"
+    )
+
+
+def check_config(case: Case) -> None:
+    """The config is frozen, described, refuses unknown keys and survives JSON."""
+    config_class = case.registry.config_class(case.spec.kind, case.spec.name)
+    assert issubclass(config_class, Spec), f"{config_class.__name__} must derive from phalanx.api"
+    bare = [name for name, field in config_class.model_fields.items() if not field.description]
+    assert not bare, f"{config_class.__name__} describes no {', '.join(bare)}"
+    context = {"registry": case.registry, "threat": case.data.threat}
+    config = config_class.model_validate(dict(case.params), context=context)
+    again = config_class.model_validate_json(config.model_dump_json(), context=context)
+    assert again == config, f"{config_class.__name__} differs after a round trip through JSON"
+    if config_class.model_config.get("extra") == "forbid":
+        try:
+            config_class.model_validate({**case.params, "no_such_key": 1}, context=context)
+        except ValueError:
+            return
+        raise AssertionError(f"{config_class.__name__} takes the unknown key 'no_such_key'")
+
+
+def check_perturbation(case: Case) -> None:
+    """A perturbation keeps shape and box, follows its generator, and moves no global state."""
+    config_class = case.registry.config_class(case.spec.kind, case.spec.name)
+    perturb: Perturbation[Spec] = case.registry.create(
+        case.spec.kind, case.spec.name, config_class.model_validate(dict(case.params))
+    )
+    x, _ = case.images
+    before = torch.get_rng_state()
+    first, second = (perturb(x, generator=randomness.generator(1)) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state()), "it draws from the global generator"
+    assert first.shape == x.shape, f"it gives {tuple(first.shape)} for {tuple(x.shape)}"
+    assert torch.equal(first, second), "one generator gives two results"
+    assert bool(((first >= 0) & (first <= 1)).all()), "it leaves the box [0, 1]"
+
+
+CHECKS = (check_thin_module, check_config)
