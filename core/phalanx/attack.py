@@ -119,7 +119,8 @@ def attacking(module: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -
         module.eval()
         for norm in norms:
             norm.training = batchnorm == "train"
-        module.requires_grad_(False)
+        for parameter, _ in flags:
+            parameter.requires_grad_(False)  # noqa: FBT003  # torch has no keyword for it
         yield
     finally:
         for part, mode in modes:

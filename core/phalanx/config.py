@@ -237,7 +237,9 @@ class DataConfig(Spec):
     """Which data set a run is trained on."""
 
     use: str = "digits"
-    limit: PositiveInt | None = Field(None, description="Train on so many images, a fixed subset of what validation leaves.")
+    limit: PositiveInt | None = Field(
+        None, description="Train on so many images, a fixed subset of what validation leaves."
+    )
     validation: float = Field(
         0.0, ge=0.0, lt=1.0, description="Share of the training set held out; logged only."
     )

@@ -13,7 +13,7 @@
     │  ├─ ConfigError                a config with one or several problems, all told at once
     │  ├─ ThreatModelError           a norm or budget that this attack or data set cannot take
     │  ├─ DataError                  a data set is missing or not what it should be
-    │  └─ ArtifactError              a checkpoint, run folder or report is missing, damaged or foreign
+    │  └─ ArtifactError              a checkpoint, run or report is missing, damaged or foreign
     ├─ TrainingError                 a loss that is not finite, phases that share weights
     └─ EvaluationError
        ├─ BudgetViolation            a returned example lies outside the ball or the box

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phalanx.cli.common import echo, echo_json, load_registry, warn
-from phalanx.errors import ConfigError, InputError
+from phalanx.errors import InputError
 
 if TYPE_CHECKING:
     from phalanx.data.sets import Data
@@ -188,12 +188,9 @@ def _data_of(runs: Sequence[Run]) -> str:
     names = {run.config.data.use: run.path for run in runs}
     if len(names) > 1:
         told = ", ".join(f"{path} on {name}" for name, path in names.items())
-        raise ConfigError(
-            [
-                f"these runs were trained on different data ({told}); evaluate each data set's runs "
-                "in a call of their own"
-            ],
-            source="phalanx evaluate",
+        raise InputError(
+            f"these runs were trained on different data ({told}); evaluate the runs of each data "
+            "set in a call of their own"
         )
     return next(iter(names))
 

@@ -34,7 +34,7 @@ class EvaluationProgress:
 
     def __enter__(self) -> Self:
         self._warnings.__enter__()
-        warnings.showwarning = self._warned
+        warnings.showwarning = self._warned  # type: ignore[assignment]  # same call, fewer names
         self.bar.start()
         return self
 

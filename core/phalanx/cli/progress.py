@@ -20,10 +20,15 @@ from phalanx.phase import is_log
 
 
 class TrainingProgress:
-    """Shows phases, batches and epochs on a console (stderr, so that stdout stays for results)."""
+    """Shows phases, batches and epochs on a console (stderr, so that stdout stays for results).
 
-    def __init__(self, console: Console | None = None) -> None:
+    Attributes:
+        epochs: whether each epoch leaves a line.
+    """
+
+    def __init__(self, console: Console | None = None, *, epochs: bool = True) -> None:
         self.console = console or Console(stderr=True)
+        self.epochs = epochs
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -60,7 +65,9 @@ class TrainingProgress:
             self.bar.advance(self.task)
 
     def epoch_finished(self, metrics: Mapping[str, Any]) -> None:
-        """Say what the epoch came to."""
+        """Say what the epoch came to, unless only the bar is wanted."""
+        if not self.epochs:
+            return
         shown = [f"{metrics['phase']} {metrics['epoch']}/{metrics['epochs']}"]
         hidden = {"phase", "epoch", "epochs", "forwards_per_example", "backwards_per_example"}
         for name, value in metrics.items():

@@ -1,0 +1,50 @@
+"""The public surface: a change of it is a visible diff here."""
+
+import importlib
+
+import pytest
+
+import phalanx
+from phalanx import api
+
+SURFACE = """
+API_VERSION AdversarialConfig Adversarial AnyThreat Attack AttackConfig Augment Backbone Batch
+BatchTransform ComponentSpec CrossEntropyPhase DefendedModel Defense DefenseConfig Epsilon
+JointPhase Kind L1 L2 Linf Member MeanEnsemble Natural NoBall Normalization Observer
+OptimizerConfig Paper Perturbation PerturbationConfig PhalanxError PhalanxWarning Phase
+PhaseContext Population Pruner PrunerConfig Regularizer RoundPhase ScheduleConfig Scores Spec
+Targeted Task Threat Traits Union UseAttack UseDefense UsePerturbation UsePruner View ascend
+attacking build_member capture expectation generator hookimpl input_gradient log_max log_mean
+may_drop_rows
+"""
+
+HOME = """
+L1 L2 Linf NoBall Report Run Union default_registry defense evaluate load register train
+"""
+
+
+def test_api_snapshot():
+    assert sorted(api.__all__) == sorted(SURFACE.split())
+    assert api.API_VERSION == (1, 0)
+
+
+def test_package_snapshot():
+    assert sorted(phalanx.__all__) == sorted(HOME.split())
+
+
+@pytest.mark.parametrize("name", sorted(SURFACE.split()))
+def test_every_name_of_the_api_resolves(name):
+    assert getattr(api, name) is not None
+
+
+@pytest.mark.parametrize("name", sorted(HOME.split()))
+def test_every_name_of_the_package_resolves(name):
+    assert getattr(phalanx, name) is not None
+
+
+@pytest.mark.parametrize("module", ["phalanx", "phalanx.api"])
+def test_unknown_names_and_dir(module):
+    loaded = importlib.import_module(module)
+    with pytest.raises(AttributeError, match=f"^module '{module}' has no attribute 'nope'$"):
+        _ = loaded.nope
+    assert dir(loaded) == sorted(loaded.__all__)
