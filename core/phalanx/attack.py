@@ -114,7 +114,8 @@ def attacking(module: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -
     modes = [(part, part.training) for part in module.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm)]
-    kept = [(b, b.detach().clone()) for n in norms for b in n.buffers()]
+    moving = norms if batchnorm == "train" else []
+    kept = [(b, b.detach().clone()) for n in moving for b in n.buffers()]
     try:
         module.eval()
         for norm in norms:
@@ -127,6 +128,5 @@ def attacking(module: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -
             part.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
-        if batchnorm == "train":
-            for buffer, value in kept:
-                buffer.copy_(value)
+        for buffer, value in kept:
+            buffer.copy_(value)

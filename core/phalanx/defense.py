@@ -129,16 +129,28 @@ class DefendedModel(nn.Module, ABC):
         x = cast_like(x, self)
         return self.draw(x, self._stream.next(x.device) if self.stochastic else None)
 
-    def as_art(self, view: str = "deployed", *, seed: int = 0) -> Estimator:
+    def as_art(
+        self,
+        view: str = "deployed",
+        *,
+        seed: int = 0,
+        input_shape: tuple[int, int, int] | None = None,
+        nb_classes: int | None = None,
+    ) -> Estimator:
         """This model as an estimator of the Adversarial Robustness Toolbox.
 
         Args:
             view: which of `views` the estimator predicts and differentiates.
             seed: opens the view.
+            input_shape: ``(C, H, W)``; absent: that of the model's task.
+            nb_classes: K; absent: that of the model's task.
+
+        Raises:
+            ConfigError: for an unknown view, or a model without a task where the two lack.
         """
         from phalanx.art.estimator import as_art
 
-        return as_art(self, view, seed=seed)
+        return as_art(self, view, seed=seed, input_shape=input_shape, nb_classes=nb_classes)
 
 
 def cast_like(x: Tensor, module: nn.Module) -> Tensor:

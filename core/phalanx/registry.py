@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import phalanx
-from phalanx import builtin, catalog, discovery
-from phalanx import plugins as loading
+from phalanx import builtin, catalog, discovery, plugins as loading
 from phalanx.errors import (
     DuplicatePluginError,
     PluginContractError,

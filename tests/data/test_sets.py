@@ -3,8 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from phalanx.data import Split, load_data
 from phalanx.errors import DataError

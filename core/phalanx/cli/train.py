@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from phalanx.cli.common import parse_set
+from phalanx.cli.common import load_registry, parse_set
 from phalanx.errors import ConfigError
 
 EPILOG = """Examples:
@@ -71,6 +71,7 @@ def command(
     from phalanx.runfile import read_run
     from phalanx.training.run import train
 
+    load_registry()
     overrides = parse_set(set_ or [])
     if data is not None:
         overrides.setdefault("data", {})["use"] = data

@@ -84,7 +84,7 @@ class TrainerContext(PhaseContext):
                 f"{', '.join(self.optimizers)}"
             )
         self.phase.module.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no type for it
+        loss.backward()
         factor = self.phase.schedule(self.phase.progress(self))
         config = self.phase.optimizer
         for name in groups or tuple(self.optimizers):

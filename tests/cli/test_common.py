@@ -1,0 +1,48 @@
+"""``--set`` as nested tables."""
+
+import pytest
+
+from phalanx.cli.common import parse_set
+from phalanx.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("5", 5),
+        ("-0.1", -0.1),
+        ("1e-3", 1e-3),
+        ("true", True),
+        ('["crop", "flip"]', ["crop", "flip"]),
+        ('{ name = "sgd", lr = 0.1 }', {"name": "sgd", "lr": 0.1}),
+        ('"8/255"', "8/255"),
+        ("8/255", "8/255"),
+        ("linf:0.1", "linf:0.1"),
+        ("pdd+deg", "pdd+deg"),
+        ("", ""),
+        ("a=b", "a=b"),
+        ("5\nseed = 3", "5\nseed = 3"),
+    ],
+)
+def test_values(text, value):
+    assert parse_set([f"a.b={text}"]) == {"a": {"b": value}}
+
+
+def test_many():
+    assert parse_set(["a.b=1", "a.c.d=2", "e=x", "a.b=3"]) == {
+        "a": {"b": 3, "c": {"d": 2}},
+        "e": "x",
+    }
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ConfigError) as caught:
+        parse_set(["a", "=1", "a..b=1", "x=1", "x.y=2", "z.y=1", "z=2"])
+    assert str(caught.value) == (
+        "--set: 5 problems\n"
+        "  'a' is not of the form key.path=value\n"
+        "  '=1' is not of the form key.path=value\n"
+        "  'a..b=1' is not of the form key.path=value\n"
+        "  'x.y=2' contradicts an earlier --set\n"
+        "  'z=2' contradicts an earlier --set"
+    )
