@@ -27,7 +27,7 @@ check: $(VENV)/installed
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -39,7 +39,7 @@ L1_STAGES = ((3.0, 0.3), (2.0, 0.3), (1.0, 0.4))
 
 
 class APGDCE(Attack[APGDConfig]):
-    """Auto-PGD on cross-entropy: at most `steps` + 1 forward and backward passes a run."""
+    """Auto-PGD on cross-entropy: at most `steps` + 1 passes of each direction a run (L1: + 3)."""
 
     supports = BALLS
     criterion: ClassVar[str] = "ce"
@@ -144,7 +144,7 @@ def _run(
             rho=config.rho,
             gradient=expectation(input_gradient, config.eot),
             decides=may_drop_rows(model) and ball == threat,
-            observe=observe,
+            observe=observe if ball == threat else None,  # a larger ball's points are no finds
         )
     return found
 

@@ -1,1 +1,1 @@
-""" """
+"""Attacking trained models and scoring what comes out: protocols, cells, store, statistics."""

@@ -1,0 +1,176 @@
+"""Evaluation: every attack through every view of every model, then a report.
+
+A cell that an attack cannot do is recorded with its reason, and the others go on. Finished cells
+are stored at once where an output folder is given, and found there by a repeated call.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from phalanx.config import UseAttack
+from phalanx.data.sets import Data
+from phalanx.defense import DefendedModel
+from phalanx.errors import EvaluationError, InputError, PhalanxError
+from phalanx.evaluation.cell import BLOCK
+from phalanx.evaluation.labels import parse_attack
+from phalanx.evaluation.loop import Loop
+from phalanx.evaluation.progress import Progress, Silence
+from phalanx.evaluation.protocol import load_protocol, resolve_attack
+from phalanx.evaluation.store import CellStore
+from phalanx.evaluation.subjects import (
+    Images,
+    Plan,
+    Subject,
+    check_plans,
+    digest_of,
+    images_of,
+)
+from phalanx.registry import Registry, default_registry
+from phalanx.specs import Threat, parse_threat
+
+if TYPE_CHECKING:
+    from phalanx.report.model import Report
+
+CELLS = "cells"
+"""Folder of the finished cells within the output folder."""
+
+
+def evaluate(
+    model: DefendedModel,
+    data: str | Data | tuple[Any, Any],
+    *,
+    protocol: str = "quick",
+    threat: Threat | str | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    attacks: Sequence[str | Mapping[str, Any] | UseAttack] = (),
+    views: Sequence[str] = (),
+    out: Path | str | None = None,
+    name: str | None = None,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Attack a model through all its views, and report what is left of its accuracy.
+
+    Args:
+        model: images ``(N, C, H, W)`` in [0, 1] to scores ``(N, K)``; its mode does not matter.
+        data: a data set's name (looked for in ``$PHALANX_DATA``), a `phalanx.data.Data`, or a
+            pair (x, y) of images and labels ``(N,)``.
+        protocol: ``quick`` or ``standard``.
+        threat: such as ``"linf:8/255"``, for all attacks that name none; absent: the data's.
+        limit: first N test images; absent: the protocol's number, or all.
+        seed: of every draw; equal seeds give equal reports.
+        attacks: instead of the protocol's: ``"pgd:steps=100,step=0.01"``, tables or `UseAttack`.
+        views: names of the views to attack; absent: all.
+        out: folder for finished cells and ``report.{html,json,md}``; absent: nothing is written.
+        name: of the defense in the report; absent: the model's class.
+        registry: where attacks are looked up; absent: the default one.
+        progress: is told what is done.
+
+    Raises:
+        InputError: if something asked for is unknown or cannot be.
+        EvaluationError: if not a single cell could be run.
+    """
+    images = images_of(data)
+    default: Threat | None = parse_threat(threat) if threat is not None else images.threat
+    if attacks:
+        tables = [parse_attack(one) if isinstance(one, str) else one for one in attacks]
+        uses = tuple(resolve_attack(one, threat=default, registry=registry) for one in tables)
+        plan = Plan(uses, tuple(views), limit)
+    else:
+        found = load_protocol(protocol, threat=default, registry=registry)
+        plan = Plan(found.attacks, tuple(views), limit or found.limit, protocol)
+    subject = Subject(name or type(model).__name__, model, digest_of(model))
+    folder = None if out is None else Path(out)
+    report = evaluate_models(
+        [subject], images, plan, out=folder, seed=seed, registry=registry, progress=progress
+    )
+    if folder is not None:
+        report.save(folder)
+    return report
+
+
+def evaluate_models(
+    subjects: Sequence[Subject],
+    data: str | Data | tuple[Any, Any] | Images,
+    plan: Plan | Sequence[Plan],
+    *,
+    out: Path | None = None,
+    seed: int = 0,
+    registry: Registry | None = None,
+    progress: Progress | None = None,
+    batch: int = BLOCK,
+) -> Report:
+    """Attack several models on the same data; see `evaluate`.
+
+    Args:
+        subjects: the models, each under its own name.
+        data: as in `evaluate`.
+        plan: one for all, or one for each subject.
+        out: finished cells go to its folder ``cells``; the report is not written.
+        seed: of every draw.
+        registry: where attacks are looked up; absent: the default one.
+        progress: is told what is done.
+        batch: images at a time, a multiple of 16.
+    """
+    from phalanx.report.model import Report  # it stands above the evaluation
+
+    images = data if isinstance(data, Images) else images_of(data)
+    plans = [plan] * len(subjects) if isinstance(plan, Plan) else list(plan)
+    check_plans(subjects, plans)
+    loop = Loop(
+        images=images,
+        store=CellStore(None if out is None else out / CELLS),
+        seed=seed,
+        registry=registry or default_registry(),
+        progress=progress or Silence(),
+        batch=batch,
+    )
+    loop.check(plans)
+    rows = loop.run(subjects, plans)
+    if not rows:
+        raise _nothing_ran(loop)
+    failed = tuple(failure for failure, _ in loop.failed)
+    environment = _environment(images, plans, seed=seed)
+    return Report(rows=tuple(rows), environment=environment, failed=failed)
+
+
+def _nothing_ran(loop: Loop) -> PhalanxError:
+    reasons = dict.fromkeys(f"{one.attack} on {one.view}: {one.reason}" for one, _ in loop.failed)
+    text = "nothing could be evaluated:" + "".join(f"\n  {reason}" for reason in reasons)
+    wrong_input = all(isinstance(error, InputError) for _, error in loop.failed)
+    return InputError(text) if wrong_input else EvaluationError(text)
+
+
+def _environment(images: Images, plans: Sequence[Plan], *, seed: int) -> dict[str, Any]:
+    """What the numbers were measured with."""
+    protocols = list(dict.fromkeys(plan.protocol or "attacks by name" for plan in plans))
+    limits = {plan.limit for plan in plans}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "art": _version("adversarial-robustness-toolbox"),
+        "phalanx": _version("phalanx"),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "protocol": ", ".join(protocols),
+        "limit": limits.pop() if len(limits) == 1 else None,
+        "data": images.name,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"

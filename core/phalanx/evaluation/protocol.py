@@ -1,0 +1,97 @@
+"""Protocols: named lists of attacks, each a TOML file beside this module."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+from pydantic import Field, PositiveInt, ValidationError
+
+from phalanx.config import UseAttack
+from phalanx.errors import UnknownComponentError
+from phalanx.registry import Registry, default_registry
+from phalanx.runfile import config_error_from_validation
+from phalanx.specs import Spec, Threat
+
+
+class Protocol(Spec):
+    """A named list of attacks; each is run on each view of a model."""
+
+    name: str
+    limit: PositiveInt | None = Field(
+        None, description="First N test images, unless a limit is given; absent: all of them."
+    )
+    attacks: tuple[UseAttack, ...] = Field(description="In the order in which they are run.")
+
+
+def protocol_names() -> tuple[str, ...]:
+    """The protocols that are there, sorted."""
+    shipped = (one.name for one in files(__package__).joinpath("protocols").iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in shipped if name.endswith(".toml")))
+
+
+def load_protocol(
+    name: str, *, threat: Threat | None = None, registry: Registry | None = None
+) -> Protocol:
+    """A protocol by its name.
+
+    Args:
+        name: one of `protocol_names`.
+        threat: of every attack that names none itself.
+        registry: where the attacks are looked up; absent is the default registry.
+
+    Raises:
+        UnknownComponentError: if there is none of that name; names the nearest one.
+        ConfigError: if its file is wrong.
+    """
+    known = protocol_names()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise UnknownComponentError(f"unknown protocol {name!r}; {hint}known: {', '.join(known)}")
+    text = files(__package__).joinpath("protocols", f"{name}.toml").read_text(encoding="utf-8")
+    try:
+        return Protocol.model_validate(tomllib.loads(text), context=_context(threat, registry))
+    except ValidationError as error:
+        raise config_error_from_validation(error, f"protocol {name!r}") from error
+
+
+def resolve_attack(
+    given: UseAttack | Mapping[str, Any],
+    *,
+    threat: Threat | None = None,
+    registry: Registry | None = None,
+    source: str = "attack",
+) -> UseAttack:
+    """An attack with its validated config, at `threat` if it names none itself.
+
+    Args:
+        given: a table such as `phalanx.evaluation.labels.parse_attack` makes, or a `UseAttack`.
+        threat: the default one.
+        registry: where the name is looked up; absent is the default registry.
+        source: what the attack came from, for errors.
+
+    Raises:
+        UnknownComponentError: if there is no such attack; names the nearest ones.
+        ConfigError: with every key that is wrong.
+    """
+    table = {"use": given.use, "params": given.params} if isinstance(given, UseAttack) else given
+    context = _context(threat, registry)
+    context["registry"].config_class(UseAttack.kind, table["use"])
+    try:
+        return UseAttack.model_validate(table, context=context)
+    except ValidationError as error:
+        raise config_error_from_validation(error, source) from error
+
+
+def with_threat(use: UseAttack, threat: Threat) -> UseAttack:
+    """The same attack at another threat, whatever it named itself."""
+    params = use.params.model_copy(update={"threat": threat})
+    return use.model_copy(update={"params": params})
+
+
+def _context(threat: Threat | None, registry: Registry | None) -> dict[str, Any]:
+    return {"threat": threat, "registry": registry or default_registry()}

@@ -1,0 +1,150 @@
+"""The rows of a report: what a number was measured on, the number, and how sure it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from phalanx.evaluation import scoring, statistics
+from phalanx.evaluation.cell import CHUNK, Outcome
+
+WORST = "worst"
+"""Attack and view of a row that takes the worst over all cells of a defense and threat."""
+MANY_CHUNKS = 20
+"""A fixed-draw view of fewer chunks is marked: its accuracy rests on few draws."""
+
+Verdict = Literal["incomplete", "screened", "unreliable", "caution", "trusted"]
+
+
+class _Entry(BaseModel):
+    """Frozen; keys of a newer report are left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Row(_Entry):
+    """One number of a report.
+
+    `conditional_accuracy` is that among the images that are right without an attack. `worst_draw`
+    and `majority` are those of a stochastic model: the smallest accuracy over the judge's draws,
+    and the share of images that most draws classify rightly.
+    """
+
+    defense: str
+    view: str
+    attack: str
+    threat: str
+    clean_accuracy: float = Field(ge=0.0, le=1.0)
+    robust_accuracy: float = Field(ge=0.0, le=1.0)
+    n: int = Field(ge=1, description="Images.")
+    ci95: tuple[float, float] = Field(description="95 % interval of robust_accuracy.")
+    forwards: float = Field(ge=0.0, description="Passes of the attack per image.")
+    backwards: float = Field(ge=0.0, description="Passes of the attack per image.")
+    verdict: Verdict = "incomplete"
+    note: str | None = None
+    conditional_accuracy: float | None = None
+    majority: float | None = None
+    worst_draw: float | None = None
+
+
+class Failure(_Entry):
+    """A cell that could not be run, and why."""
+
+    defense: str
+    view: str
+    attack: str
+    threat: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell under the names that a report gives it."""
+
+    view: str
+    attack: str
+    threat: str
+    outcome: Outcome
+
+
+def rows_of(
+    defense: str, clean: Outcome, cells: Sequence[Measured], *, seed: int, missing: int = 0
+) -> list[Row]:
+    """A row for each cell of one defense, then for each threat a `worst` one.
+
+    Args:
+        defense: the defense's name.
+        clean: its outcome without an attack.
+        cells: its finished cells.
+        seed: of the bootstrap.
+        missing: how many cells could not be run; the `worst` rows say so.
+    """
+    clean_q = scoring.shares(clean.bits)
+    clean_accuracy = float(clean_q.mean())
+    rows = [_cell_row(defense, clean_q, cell, seed) for cell in cells]
+    for threat in dict.fromkeys(cell.threat for cell in cells):
+        group = [cell.outcome for cell in cells if cell.threat == threat]
+        q = scoring.worst_shares([clean.bits, *(one.bits for one in group)], clean.draws)
+        rows.append(
+            Row(
+                defense=defense,
+                view=WORST,
+                attack=WORST,
+                threat=threat,
+                clean_accuracy=clean_accuracy,
+                robust_accuracy=float(q.mean()),
+                n=len(q),
+                ci95=statistics.interval(q, seed),
+                forwards=sum(one.forwards for one in group),
+                backwards=sum(one.backwards for one in group),
+                note=f"{missing} cells could not be run" if missing else None,
+                conditional_accuracy=scoring.conditional(q, clean_q),
+            )
+        )
+    return rows
+
+
+def _cell_row(defense: str, clean_q: Tensor, cell: Measured, seed: int) -> Row:
+    outcome = cell.outcome
+    q = scoring.shares(outcome.bits)
+    several = len(outcome.bits) > 1
+    if not several:
+        q = torch.minimum(q, clean_q)  # an image that is wrong without an attack stays an error
+    return Row(
+        defense=defense,
+        view=cell.view,
+        attack=cell.attack,
+        threat=cell.threat,
+        clean_accuracy=float(clean_q.mean()),
+        robust_accuracy=float(q.mean()),
+        n=len(q),
+        ci95=statistics.interval(q, seed),
+        forwards=outcome.forwards,
+        backwards=outcome.backwards,
+        note=note_of(outcome) or None,
+        conditional_accuracy=scoring.conditional(q, clean_q),
+        majority=scoring.majority(outcome.bits) if several else None,
+        worst_draw=scoring.worst_draw(outcome.bits) if several else None,
+    )
+
+
+def note_of(outcome: Outcome) -> str:
+    """What a reader of the number should know of its cell, in sentences; '' if nothing."""
+    said = [outcome.note] if outcome.note else []
+    if outcome.chunks:
+        few = "; few draws" if outcome.chunks < MANY_CHUNKS else ""
+        said.append(
+            f"Drawn afresh for each of {outcome.chunks} chunks of {CHUNK} images, whose accuracies "
+            f"spread by {outcome.spread:.3f} (standard deviation){few}."
+        )
+    if outcome.violations:
+        said.append(
+            f"{outcome.violations} examples outside budget or box, or not finite, were replaced "
+            "by their clean images."
+        )
+    return " ".join(said)

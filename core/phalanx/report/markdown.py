@@ -1,0 +1,63 @@
+"""A report as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from phalanx.evaluation.rows import Row
+from phalanx.report import words
+
+if TYPE_CHECKING:
+    from phalanx.report.model import Report
+
+_HEAD = ("Defense", "View", "Attack", "Threat", "Clean", "Robust", "95 %", "N", "Passes", "Verdict")
+_RIGHT = {"Clean", "Robust", "95 %", "N", "Passes"}
+
+
+def render(report: Report) -> str:
+    """Worst cases, all rows, what could not be run, environment."""
+    verdicts = dict.fromkeys(row.verdict for row in report.rows)
+    parts = ["# Robustness report", words.COMPARE]
+    parts += [words.VERDICTS[verdict] for verdict in verdicts if verdict in words.VERDICTS]
+    parts += ["## Worst case", table(report.worst)]
+    parts += ["## Every attack through every view", table(report.rows), words.PASSES]
+    notes = [f"- {note}" for note in report.notes]
+    notes += [f"- {row.defense}, {words.name(row)}: {row.note}" for row in report.rows if row.note]
+    if notes:
+        parts += ["## Notes", "\n".join(_one_line(note) for note in notes)]
+    if report.failed:
+        lines = [
+            f"- {one.defense}, {one.view} · {one.attack}: {one.reason}" for one in report.failed
+        ]
+        parts += ["## Could not be run", "\n".join(_one_line(line) for line in lines)]
+    facts = [f"- {key}: {value}" for key, value in report.environment.items() if value is not None]
+    parts += ["## Environment", "\n".join(facts)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(rows: Iterable[Row]) -> str:
+    """Rows as a Markdown table."""
+    rule = ["---:" if name in _RIGHT else "---" for name in _HEAD]
+    lines = [_HEAD, rule, *(_cells(row) for row in rows)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _cells(row: Row) -> list[str]:
+    cells = [
+        row.defense,
+        row.view,
+        row.attack,
+        row.threat,
+        words.percent(row.clean_accuracy),
+        words.percent(row.robust_accuracy),
+        words.between(row),
+        str(row.n),
+        f"{words.count(row.forwards)} + {words.count(row.backwards)}",
+        row.verdict,
+    ]
+    return [cell.replace("|", "\\|") for cell in cells]
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

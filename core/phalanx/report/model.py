@@ -1,0 +1,121 @@
+"""A report: rows, what they were measured with, and what could not be run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from phalanx.errors import ArtifactError
+from phalanx.evaluation.rows import WORST, Failure, Row
+from phalanx.report import markdown
+from phalanx.training.files import write_atomically
+
+JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+
+
+@dataclass(frozen=True)
+class Report:
+    """What an evaluation came to.
+
+    Attributes:
+        rows: one per (defense, view, attack), and per (defense, threat) one whose view and attack
+            are ``worst``: the number to compare defenses by.
+        environment: versions, platform, threads, seed, protocol, limit, data and date.
+        failed: the cells that could not be run.
+        notes: what else a reader has to know, in sentences.
+    """
+
+    schema: ClassVar[int] = 1
+
+    rows: tuple[Row, ...]
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    failed: tuple[Failure, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def worst(self) -> tuple[Row, ...]:
+        """The rows to compare defenses by."""
+        return tuple(row for row in self.rows if row.attack == WORST)
+
+    def to_json(self) -> dict[str, Any]:
+        """The report as JSON data; optional keys stand there only where they are set."""
+        notes = {"notes": list(self.notes)} if self.notes else {}
+        return {
+            "schema": self.schema,
+            "rows": [row.model_dump(mode="json", exclude_none=True) for row in self.rows],
+            "environment": dict(self.environment),
+            "failed": [one.model_dump(mode="json") for one in self.failed],
+            **notes,
+        }
+
+    @classmethod
+    def from_json(cls, value: Any, *, source: str = "the report") -> Report:
+        """A report from JSON data; keys that a newer version added are left out.
+
+        Raises:
+            ArtifactError: if it is no report of schema 1.
+        """
+        if not isinstance(value, Mapping) or "rows" not in value:
+            raise ArtifactError(f"{source} is no report of Phalanx: it has no rows")
+        if value.get("schema") != cls.schema:
+            raise ArtifactError(
+                f"{source} has schema {value.get('schema')!r}, this version reads {cls.schema}"
+            )
+        try:
+            return cls(
+                rows=tuple(Row.model_validate(row) for row in value["rows"]),
+                environment=dict(value.get("environment", {})),
+                failed=tuple(Failure.model_validate(one) for one in value.get("failed", ())),
+                notes=tuple(str(note) for note in value.get("notes", ())),
+            )
+        except (ValidationError, TypeError, ValueError) as error:
+            raise ArtifactError(f"{source} is damaged: {error}") from error
+
+    @classmethod
+    def load(cls, folder: Path | str) -> Report:
+        """The report of a folder, from its ``report.json``.
+
+        Raises:
+            ArtifactError: if it is missing or damaged.
+        """
+        path = Path(folder) / JSON
+        try:
+            value = json.loads(path.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise ArtifactError(
+                f"{path} is missing; give the folder that `phalanx evaluate --out` wrote"
+            ) from None
+        except ValueError as error:
+            raise ArtifactError(
+                f"{path} is damaged: {error}; run the same `phalanx evaluate` again, which reads "
+                "its finished cells and writes it anew"
+            ) from error
+        return cls.from_json(value, source=str(path))
+
+    def to_markdown(self) -> str:
+        """The report as Markdown tables."""
+        return markdown.render(self)
+
+    def to_html(self) -> str:
+        """The report as one page that needs no network and no script."""
+        from phalanx.report.html import render
+
+        return render(self)
+
+    def save(self, folder: Path | str) -> Path:
+        """Write ``report.json``, ``report.md`` and ``report.html``, each whole or not at all.
+
+        Returns:
+            The page's path.
+        """
+        folder = Path(folder)
+        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
+        write_atomically(folder / JSON, text.encode())
+        write_atomically(folder / MARKDOWN, self.to_markdown().encode())
+        write_atomically(folder / HTML, self.to_html().encode())
+        return folder / HTML
