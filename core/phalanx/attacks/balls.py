@@ -26,8 +26,9 @@ L1_SHARE = 0.01
 def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
     """Into the ball around `x` and into the box [0, 1].
 
-    L-inf and L1 are the exact Euclidean projection on the intersection; L2 rescales to the ball
-    and then clips, which ends inside both because both maps shrink towards `x`.
+    L-inf and L1 are the exact Euclidean projection on the intersection. L2 clips to the box and
+    then rescales to the ball: both maps shrink towards `x`, so it ends inside both, and in this
+    order it spends all of eps where it can.
 
     Args:
         x_adv: any images ``(N, C, H, W)``.
@@ -44,7 +45,7 @@ def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
         case Linf(eps=eps):
             return torch.clamp(x_adv, x - eps, x + eps).clamp(0.0, 1.0)
         case L2(eps=eps):
-            delta = x_adv - x
+            delta = x_adv.clamp(0.0, 1.0) - x
             length = per_row(norm(delta, threat), x).clamp_min(eps)
             return (x + delta * (eps / length)).clamp(0.0, 1.0)
         case L1(eps=eps):
