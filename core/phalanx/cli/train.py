@@ -72,13 +72,10 @@ def command(
     from phalanx.training.run import train
 
     load_registry()
-    overrides = parse_set(set_ or [])
-    if data is not None:
-        overrides.setdefault("data", {})["use"] = data
-    if seed is not None:
-        overrides["seed"] = seed
+    assignments = [*(set_ or []), *([] if data is None else [f"data.use={data}"])]
+    overrides = parse_set([*assignments, *([] if seed is None else [f"seed={seed}"])])
     source: Path | dict[str, Any]
-    is_file = what.endswith((".toml", ".json")) or Path(what).exists()
+    is_file = what.endswith((".toml", ".json")) or Path(what).is_file()
     source = Path(what) if is_file else {"defense": {"use": what}}
     config = read_run(source, overrides=overrides)
     budget = seconds(time_budget) if time_budget is not None else None

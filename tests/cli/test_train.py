@@ -1,0 +1,96 @@
+"""`phalanx train`: what it prints, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+SMALL = ["--set", "defense.params.backbone=small_cnn", "--set", "data.limit=64"]
+
+
+def train(*arguments, cwd, **more):
+    return subprocess.run(
+        [sys.executable, "-m", "phalanx.cli", "train", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        **more,
+    )
+
+
+def test_a_run_and_its_repetition(tmp_path):
+    (tmp_path / "none").mkdir()  # a folder of the defense's name is no run file
+    arguments = ["none", *SMALL, "--set", "training.epochs=2", "--out", "run"]
+    done = train(*arguments, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["finished"]
+    assert result["epochs"] == 2
+    assert "fit 2/2" in done.stderr
+    again = train(*arguments, cwd=tmp_path)
+    assert again.returncode == 2
+    assert again.stderr.strip().endswith(
+        "run already holds a run; go on with --resume (resume=True), or choose another --out"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pddd", "--out", "q"], "unknown defense 'pddd'; did you mean 'pdd'?"),
+        (["nowhere.toml", "--out", "q"], "nowhere.toml: 1 problem\n  there is no such file"),
+        (["none", "--out", "q", "--time-budget", "soon"], "--time-budget: 'soon' is no duration"),
+        (["none", "--out", "q", "--set", "data=1", "--data", "mnist"], "contradicts an earlier"),
+        (["none", "--out", "q", "--set", "training.epoch=1"], "did you mean 'epochs'?"),
+        (["none", "--out", "q", "--data", "mnist", "--data-root", "empty"], "mnist"),
+        (
+            ["pgd-at", "--out", "q", "--set", "defense.params.attack.use=pgd"]
+            + ["--set", "defense.params.attack.params.threat=linf:1.5"],
+            "defense.params.attack.params.threat",
+        ),
+        (["none", "--out", "q", "--set", "data.limit=999999"], "999999"),
+    ],
+)
+def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, arguments, message):
+    done = train(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "q").exists()
+
+
+def test_an_out_that_is_a_file_is_told(tmp_path):
+    (tmp_path / "taken").write_text("mine")
+    done = train("none", *SMALL, "--out", "taken", cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert "taken" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
+def test_ctrl_c_writes_a_checkpoint_and_exits_130(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "phalanx.cli", "train", "none", *SMALL]
+        + ["--set", "training.epochs=100000", "--checkpoint-seconds", "0", "--out", "run"],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / "run" / "state.json").exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    state = json.loads((tmp_path / "run" / "state.json").read_text())
+    assert state["running"]["phase"] == "fit"
