@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import (
     Field,
@@ -211,6 +211,18 @@ class PhaseOverrides(Spec):
         None, description="crop: pad by 4, crop at random; flip: mirror half of the images."
     )
     adversarial: AdversarialConfig | None = None
+
+    @model_validator(mode="after")
+    def _are_whole(self) -> Self:
+        """A table replaces the phase's own, so what is left out would silently be a default."""
+        for key, needed in (("optimizer", {"name", "lr"}), ("schedule", {"name"})):
+            table = getattr(self, key)
+            missing = sorted(needed - table.model_fields_set) if table is not None else []
+            if missing:
+                raise ValueError(
+                    f"{key} replaces the phase's whole {key}: write {' and '.join(missing)} too"
+                )
+        return self
 
 
 class TrainingConfig(PhaseOverrides):

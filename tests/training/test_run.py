@@ -228,3 +228,106 @@ def test_observers_of_plugins_see_the_run(tmp_path, monkeypatch):
     names = [hook.removeprefix("phalanx_") for hook, _ in seen]
     assert names == ["run_started", *["epoch_finished"] * 3, "run_finished"]
     assert json.dumps(seen[1][1]["metrics"])
+
+
+def test_the_order_of_phase_patterns_survives_config_json(tmp_path):
+    config = {
+        **CONFIG,
+        "training": {"batch_size": 32, "phases": {"f*": {"epochs": 1}, "*": {"epochs": 2}}},
+    }
+    run = phalanx.train(config, out=tmp_path / "run")
+    assert len(run.metrics) == 2
+    again = phalanx.train(tmp_path / "run" / "config.json", out=tmp_path / "run", resume=True)
+    assert again.sha256 == run.sha256
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
+    (tmp_path / "config.json").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"has a config\.json but no state\.json"):
+        phalanx.train(CONFIG, out=tmp_path)
+    assert (tmp_path / "config.json").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ArtifactError, match="is a file; name a folder"):
+        phalanx.train(CONFIG, out=tmp_path / "file")
+
+
+def test_a_partial_optimizer_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="optimizer replaces the phase's whole optimizer: write"):
+        phalanx.train(with_training(optimizer={"clip_grad": 1.0}), out=tmp_path / "run")
+
+
+def test_a_backbone_that_does_not_fit_is_told_with_its_key(tmp_path):
+    config = {**CONFIG, "defense": {"use": "none", "params": {"backbone": "lenet6"}}}
+    with pytest.raises(ConfigError, match=r"defense\.params\.backbone\.use: no classifier"):
+        phalanx.train(config, out=tmp_path / "run")
+
+
+def test_a_step_that_fails_names_its_place(tmp_path):
+    """Batch normalisation refuses the last batch of one image where maps are 1x1."""
+    config = {
+        **CONFIG,
+        "data": {"use": "digits", "limit": 17},
+        "defense": {
+            "use": "none",
+            "params": {"backbone": {"use": "resnet18_cifar", "params": {"width": 2}}},
+        },
+        "training": {"epochs": 1, "batch_size": 16},
+    }
+    with pytest.raises(TrainingError, match=r"phase 'fit' failed at epoch 1, batch 2 \(1 images\)"):
+        phalanx.train(config, out=tmp_path / "run")
+
+
+def test_the_loop_keeps_no_state_but_tensors(tmp_path):
+    """`begin` may freeze, `before_epoch` may draw: a resumed run ends as an uninterrupted one."""
+    from dataclasses import dataclass
+
+    from phalanx.data import load_data
+    from phalanx.phase import JointPhase
+    from phalanx.training.checkpoint import Checkpoints
+    from phalanx.training.trainer import Settings, Stopped, Trainer
+
+    @dataclass(kw_only=True)
+    class Freezing(JointPhase):
+        def begin(self, ctx):
+            next(self.module.parameters()).requires_grad_(False)
+
+        def before_epoch(self, ctx):
+            self.scale = float(torch.rand((), generator=ctx.generator("scale")))
+
+        def objective(self, batch, ctx):
+            loss = torch.nn.functional.cross_entropy(self.module(batch.x), batch.y)
+            return {"loss_of_scale": self.scale * loss}
+
+    def outcome(folder, stops):
+        data = load_data("digits", limit=96)
+        while True:
+            torch.manual_seed(0)
+            from phalanx.config import Backbone
+            from phalanx.nn import MeanEnsemble, build_member
+
+            model = MeanEnsemble([build_member(Backbone(use="small_cnn"), data.task)])
+            phases = [
+                Freezing(name="one", module=model, epochs=2, batch_size=32),
+                type("Plain", (Freezing,), {"begin": lambda self, ctx: None})(
+                    name="two", module=model, epochs=2, batch_size=32, depends_on=("one",)
+                ),
+            ]
+            folder.mkdir(exist_ok=True)
+            count = iter(range(100))
+            settings = Settings(seed=1, should_stop=lambda c=count: stops and next(c) == 1)
+            trainer = Trainer(
+                model,
+                data,
+                folder=folder,
+                checkpoints=Checkpoints.open(folder, config_hash="x", threads=1),
+                settings=settings,
+                progress=Watch(),
+            )
+            try:
+                trainer.run(phases)
+            except Stopped:
+                continue
+            return model.state_dict()
+
+    whole, parts = outcome(tmp_path / "whole", False), outcome(tmp_path / "parts", True)
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)

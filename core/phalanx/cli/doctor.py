@@ -97,7 +97,8 @@ def _probe(stage: str, plugin: str, seconds: float) -> dict[str, Any]:
         ended = subprocess.run(
             [sys.executable, "-P", "-m", "phalanx.cli.probe", stage, plugin],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=seconds,
             env=environ,
             check=False,

@@ -113,7 +113,7 @@ def _installed(registry: Registry) -> list[str]:
         try:
             registry.find(Kind.DEFENSE, name)
         except PhalanxError as error:
-            echo(f"left out: {error}")
+            warn(f"left out: {error}")
         else:
             names.append(name)
     return names

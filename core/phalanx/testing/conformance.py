@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from phalanx.registry import Registry, default_registry
+from phalanx.registry import default_registry
 from phalanx.specs import ComponentSpec, Kind
 from phalanx.testing import attack_checks, component_checks, defense_checks
 from phalanx.testing.case import Case
@@ -41,21 +41,20 @@ def check_component(
     *,
     params: Mapping[str, Any] | None = None,
     expected_failures: Mapping[str, str] | None = None,
-    registry: Registry | None = None,
 ) -> None:
     """Hold a component against the interface's promises, on `digits`, on a CPU, in seconds.
 
     Args:
-        component: its declaration, or ``kind/name`` such as ``defense/pdd``.
+        component: its declaration, as it is installed or registered, or ``kind/name`` such as
+            ``defense/pdd``.
         params: of its config; choose a small backbone and few members.
         expected_failures: check names that are known to fail, each with a reason; a check that
             passes unexpectedly is a failure.
-        registry: where it is registered; absent: the installed one.
 
     Raises:
         ConformanceError: if any check fails; all failures are told.
     """
-    registry = registry or default_registry()
+    registry = default_registry()
     if isinstance(component, str):
         kind, _, name = component.partition("/")
         component = registry.spec(Kind(kind), name)

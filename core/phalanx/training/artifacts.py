@@ -21,9 +21,9 @@ from torch import Tensor
 from phalanx import randomness
 from phalanx.config import RunConfig
 from phalanx.defense import DefendedModel
-from phalanx.errors import ArtifactError
+from phalanx.errors import ArtifactError, ConfigError
 from phalanx.registry import default_registry
-from phalanx.runfile import config_hash
+from phalanx.runfile import config_hash, problems_of
 from phalanx.specs import Task
 from phalanx.training.files import read_json, read_tensors, sha256, write_json, write_tensors
 
@@ -57,8 +57,12 @@ class Run:
 def build_model(config: RunConfig, task: Task) -> DefendedModel:
     """The untrained model of a config: the same weights wherever it is built."""
     defense = config.defense.create(task)
-    with randomness.seeded(config.seed, "build"):
-        model: DefendedModel = defense.build()
+    try:
+        with randomness.seeded(config.seed, "build"):
+            model: DefendedModel = defense.build()
+    except ConfigError as error:  # a builder does not know where its config stands
+        problems = [f"defense.params.{problem}" for problem in error.problems]
+        raise ConfigError(problems, source=f"{config.defense.use} on {task.name}") from error
     model.task = task
     return model
 
@@ -123,9 +127,12 @@ def read_model(file: Path, digest: str | None = None) -> tuple[RunConfig, Task, 
             json.loads(header["config"]), context={"registry": default_registry()}
         )
         task = Task.model_validate_json(header["task"])
-    except (ValidationError, ValueError, KeyError) as error:
+    except (ValueError, KeyError) as error:
+        told = str(error)
+        if isinstance(error, ValidationError):
+            told = "; ".join(problems_of(error))
         raise ArtifactError(
-            f"{file} holds a config that cannot be read: {error}; is its plugin installed and "
+            f"{file} holds a config that cannot be read: {told}; is its plugin installed and "
             "recent enough? (`phalanx doctor`)"
         ) from error
     model = build_model(config, task)
@@ -169,10 +176,16 @@ def open_run(path: Path | str) -> Run:
 
 
 def read_metrics(folder: Path) -> tuple[Mapping[str, Any], ...]:
-    """The lines of ``metrics.jsonl``; a last line cut short by a kill is left out."""
+    """The lines of ``metrics.jsonl`` up to the first that is cut short or damaged."""
     file = folder / "metrics.jsonl"
-    lines = file.read_text().splitlines(keepends=True) if file.exists() else []
-    return tuple(json.loads(line) for line in lines if line.endswith("\n"))
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    found = []
+    for line in lines:
+        try:
+            found.append(json.loads(line) if line.endswith(b"\n") else None)
+        except ValueError:
+            break
+    return tuple(line for line in found if line is not None)
 
 
 def load(path: Path | str) -> DefendedModel:

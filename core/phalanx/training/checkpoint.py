@@ -90,6 +90,10 @@ class Checkpoints:
             )
         return cls(folder, state)
 
+    def mark(self) -> None:
+        """Write the state as it is, so that the folder is this run's from its first moment."""
+        self._replace()
+
     def save(self, tensors: Mapping[str, Tensor], **position: Any) -> None:
         """Write a checkpoint of the running phase and drop the one before."""
         old = self.state.running

@@ -38,11 +38,15 @@ class TrainerContext(PhaseContext):
         self.epoch = 0
         self.index = 0
         self.batches = -(-len(data) // phase.batch_size)
-        self.optimizers = {
-            name: build_optimizer(phase.optimizer, parameters)
-            for name, parameters in phase.groups().items()
-        }
+        self.optimizers: dict[str, Optimizer] = {}
         self._orders: dict[str, tuple[int, Tensor]] = {}
+
+    def build_optimizers(self) -> None:
+        """One for each group; after the phase's `begin`, which may freeze parameters."""
+        self.optimizers = {
+            name: build_optimizer(self.phase.optimizer, parameters)
+            for name, parameters in self.phase.groups().items()
+        }
 
     def generator(self, *purpose: str | int) -> Generator:
         """A generator keyed by (run seed, phase, epoch, index, purpose)."""
@@ -75,7 +79,8 @@ class TrainerContext(PhaseContext):
             raise TrainingError(
                 f"the loss of phase {self.phase.name!r} is {float(loss.detach())} at epoch "
                 f"{self.epoch + 1}, batch {self.index + 1}; the last checkpoint is kept. "
-                "Lower training.optimizer.lr or set training.optimizer.clip_grad"
+                "Give training.optimizer a lower lr or a clip_grad (the table replaces the phase's "
+                "whole optimizer)"
             )
         unknown = [name for name in groups if name not in self.optimizers]
         if unknown:
@@ -94,6 +99,7 @@ class TrainerContext(PhaseContext):
                 if config.clip_grad is not None:
                     nn.utils.clip_grad_norm_(group["params"], config.clip_grad)
             optimizer.step()
+        torch.clear_autocast_cache()  # it holds casts of the weights as they were
         for regularizer in self.phase.regularizers:
             regularizer.after_step(self)
 

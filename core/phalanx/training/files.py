@@ -35,8 +35,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as readable JSON, atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True) + "\n").encode())
+    """Write a value as readable JSON, atomically; tables keep their order, which may count."""
+    write_atomically(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path: Path) -> Any:

@@ -86,11 +86,7 @@ def train(
     folder = Path(out)
     config = read_run(config)
     digest = config_hash(config)
-    if not resume and (folder / "state.json").exists():
-        raise ArtifactError(
-            f"{folder} already holds a run; go on with --resume (resume=True), or choose another "
-            "--out"
-        )
+    _check_folder(folder, resume=resume)
     checkpoints = Checkpoints.open(folder, config_hash=digest, threads=config.training.threads)
     if (folder / MANIFEST).exists():
         return open_run(folder)
@@ -106,6 +102,7 @@ def train(
         phases = planned(config.defense.create(data.task).phases(model), config.training, model)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "config.json", config.model_dump(mode="json"))
+        checkpoints.mark()
         started = time.monotonic()
 
         def should_stop() -> bool:
@@ -120,7 +117,13 @@ def train(
             restart_phase=restart_phase,
         )
         observer = _Observed(
-            progress or _Silent(), {"defense": config.defense.use, "config_hash": digest}
+            progress or _Silent(),
+            {
+                "defense": config.defense.use,
+                "data": config.data.use,
+                "config_hash": digest,
+                "out": str(folder),
+            },
         )
         trainer = Trainer(
             model,
@@ -155,6 +158,28 @@ def train(
         weights = write_weights(folder, model, config, data.task, facts)
         default_registry().notify("phalanx_run_finished", run=observer.run)
     return Run(folder, config, data.task, model, weights, metrics=read_metrics(folder))
+
+
+def _check_folder(folder: Path, *, resume: bool) -> None:
+    """Refuse a folder that is none, that holds a run already, or somebody else's files.
+
+    Raises:
+        ArtifactError: with what to do.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ArtifactError(f"--out {folder} is a file; name a folder for the run")
+    begun = (folder / "state.json").exists()
+    if begun and not resume:
+        raise ArtifactError(
+            f"{folder} already holds a run; go on with --resume (resume=True), or choose another "
+            "--out"
+        )
+    strange = [name for name in ("config.json", MANIFEST) if (folder / name).exists()]
+    if strange and not begun:
+        raise ArtifactError(
+            f"{folder} has a {strange[0]} but no state.json, so it is no run that can be gone on "
+            "with; choose another --out"
+        )
 
 
 class _Observed:

@@ -111,6 +111,7 @@ class Trainer:
 
     def _run_phase(self, phase: Phase) -> None:
         seed = self.settings.seed
+        flags = [(p, p.requires_grad) for p in self.model.parameters()]
         phase = replace(phase, regularizers=tuple(copy.deepcopy(r) for r in phase.regularizers))
         with randomness.seeded(seed, phase.name, "begin"):
             ctx = TrainerContext(phase, seed=seed, data=self.data.train, device=self.fabric.device)
@@ -119,6 +120,7 @@ class Trainer:
             phase.begin(ctx)
             for regularizer in phase.regularizers:
                 regularizer.to(self.fabric.device).begin(ctx)
+            ctx.build_optimizers()
         meter = PassMeter(phase.module)
         sums, examples = self._resume(phase, ctx, meter)
         self.progress.phase_started(
@@ -131,8 +133,11 @@ class Trainer:
             self._run_epochs(phase, ctx, meter, sums, examples)
         finally:
             meter.close()
-        for regularizer in phase.regularizers:
-            regularizer.end(ctx)
+        with randomness.seeded(seed, phase.name, "end"):
+            for regularizer in phase.regularizers:
+                regularizer.end(ctx)
+        for parameter, flag in flags:  # between phases only the model's state travels
+            parameter.requires_grad_(flag)
         self.model.eval()
         self.checkpoints.finish(
             phase.name,
@@ -153,13 +158,13 @@ class Trainer:
     ) -> None:
         saved = started = time.monotonic()
         while ctx.epoch < phase.epochs:
-            with randomness.seeded(ctx.seed, phase.name, ctx.epoch, "epoch"):
-                phase.before_epoch(ctx)
+            if ctx.index == 0:
+                self._before_epoch(phase, ctx)
             while ctx.index < ctx.batches:
                 batch = ctx.batch()
                 for name, value in self._step(phase, ctx, batch).items():
                     total = sums.setdefault(name, torch.zeros((), dtype=torch.float64))
-                    total += value.double().cpu() * len(batch)
+                    total += value.cpu().double() * len(batch)
                 examples += len(batch)
                 ctx.index += 1
                 self.progress.batch_finished(phase.name)
@@ -171,8 +176,9 @@ class Trainer:
                     saved = now
                 if stop:
                     raise Stopped
-            for regularizer in phase.regularizers:
-                regularizer.after_epoch(ctx)
+            with randomness.seeded(ctx.seed, phase.name, ctx.epoch, "after_epoch"):
+                for regularizer in phase.regularizers:
+                    regularizer.after_epoch(ctx)
             self._log_epoch(phase, ctx, meter, sums, examples, time.monotonic() - started)
             started = time.monotonic()
             sums.clear()
@@ -188,10 +194,20 @@ class Trainer:
     def _step(self, phase: Phase, ctx: TrainerContext, batch: Batch) -> dict[str, Tensor]:
         place = (ctx.seed, phase.name, ctx.epoch, ctx.index)
         self.model.reseed(*place, "forward")
-        with randomness.seeded(*place, "step"), self.fabric.autocast():
-            for transform in phase.transforms:
-                batch = transform(batch, ctx)
-            return phase.step(batch, ctx)
+        try:
+            with randomness.seeded(*place, "step"), self.fabric.autocast():
+                for transform in phase.transforms:
+                    batch = transform(batch, ctx)
+                return phase.step(batch, ctx)
+        except (RuntimeError, ValueError) as error:  # torch's own: shapes, memory, a batch of one
+            raise TrainingError(
+                f"phase {phase.name!r} failed at epoch {ctx.epoch + 1}, batch {ctx.index + 1} "
+                f"({len(batch)} images): {type(error).__name__}: {error}"
+            ) from error
+
+    def _before_epoch(self, phase: Phase, ctx: TrainerContext) -> None:
+        with randomness.seeded(ctx.seed, phase.name, ctx.epoch, "epoch"):
+            phase.before_epoch(ctx)
 
     # ------------------------------------------------------------ log and checkpoints
 
@@ -216,7 +232,8 @@ class Trainer:
         }
         if len(self.data.validation):
             before = meter.forwards
-            line["validation_accuracy"] = accuracy(self.model, self.data.validation)
+            with randomness.seeded(ctx.seed, phase.name, ctx.epoch, "validation"):
+                line["validation_accuracy"] = accuracy(self.model, self.data.validation)
             meter.forwards = before
         with self.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -257,6 +274,9 @@ class Trainer:
             self._truncate_log(finished[-1].log_bytes if finished else 0)
             return {}, 0
         position, tensors = found
+        ctx.epoch = position.epoch
+        if position.index:
+            self._before_epoch(phase, ctx)  # as at the epoch's start; the tensors go over it
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "metric": {}, "regularizer": {}}
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
@@ -272,7 +292,7 @@ class Trainer:
                 }
             )
         ctx.load_state(tensors)
-        ctx.epoch, ctx.index = position.epoch, position.index
+        ctx.index = position.index
         meter.forwards, meter.backwards = position.forwards, position.backwards
         self._truncate_log(position.log_bytes)
         return parts["metric"], position.examples
@@ -284,7 +304,7 @@ class Trainer:
         """Drop the lines of epochs that will be trained again."""
         if self.log.exists():
             with self.log.open("r+b") as file:
-                file.truncate(size)
+                file.truncate(min(size, self._log_size()))
 
     def _slice(self, phase: Phase) -> dict[str, Tensor]:
         start = prefix(phase.module, self.model)
