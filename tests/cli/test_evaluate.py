@@ -101,8 +101,8 @@ def test_the_runs_own_section_decides_where_nothing_is_asked(
         capsys, "evaluate", run, "--attack", "fgsm", "--limit", 3, "--out", tmp_path / "r", "--json"
     )
     assert [(row["attack"], row["threat"]) for row in json.loads(shown)["rows"]] == [
-        ("fgsm", "linf:0.1"),  # the data set's, since the run's section was left aside
-        ("worst", "linf:0.1"),
+        ("fgsm", "linf:0.05"),  # the run's attacks are left aside, its threat is not
+        ("worst", "linf:0.05"),
     ]
 
 
@@ -129,7 +129,8 @@ def test_a_failed_cell_is_told_and_only_failures_are_exit_1(
     square = ("--attack", "square:queries=2")
     code, shown, told = call(capsys, "evaluate", folder, *square, "--attack", "fgsm", *l1)
     assert code == 0
-    assert "could not be run: none, deployed, square:queries=2: attack Square cannot take" in shown
+    told_of = "could not be run: none, deployed, square:queries=2 (l1:1): attack Square cannot take"
+    assert told_of in shown
     code, shown, told = call(capsys, "evaluate", folder, *square, *l1)
     assert code == 2
     assert "error: nothing could be evaluated:" in told
@@ -145,7 +146,7 @@ def test_a_failed_cell_is_told_and_only_failures_are_exit_1(
             capsys, "evaluate", folder, "--attack", "fgsm", "--limit", 3, "--out", tmp_path
         )
     assert code == 1
-    assert "error: nothing could be evaluated:\n  fgsm on deployed: no package x" in told
+    assert "error: nothing could be evaluated:\n  fgsm on deployed (linf:0.1): no package x" in told
 
 
 def test_an_interrupt_keeps_what_is_finished(

@@ -101,6 +101,11 @@ def test_global_random_state_stays():
             {"limit": 700, "validation": 0.5},
             "limit = 700, but digits has 649 images to train on; choose 1 to 649",
         ),
+        (
+            {"validation": 0.9999},
+            "validation = 0.9999 holds out all 1297 images of digits and leaves none to train on; "
+            "choose a smaller share",
+        ),
         ({"validation": 1.0}, "validation is a share in [0, 1), found 1.0"),
     ],
 )
@@ -206,3 +211,11 @@ def test_all_problems_at_once():
         "images and labels cannot be used: images must be floats in [0, 1], found torch.uint8; "
         "divide by 255; labels must be integers, found torch.float32"
     )
+
+
+@pytest.mark.parametrize("mask", [torch.tensor([True, False, True]), [True, False, True]])
+def test_a_boolean_mask_is_no_row(mask):
+    split = Split.from_arrays(torch.rand(3, 1, 2, 2), torch.arange(3))
+    with pytest.raises(DataError, match="found a boolean mask"):
+        split.fetch(mask)
+    assert len(split.fetch([])) == 0

@@ -122,6 +122,8 @@ class Toy(Attack[ToyConfig]):
             raise AttackInapplicable("toy: not today")
         if mode == "crash":
             raise RuntimeError("element 0 of tensors does not require grad")
+        if mode == "lookup":
+            raise KeyError("estimator")
         if mode == "interrupt":
             raise KeyboardInterrupt
         if mode == "kill":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluation_toys import Mixed, NotFinite, Plain, images, toy_registry
+from evaluation_toys import TASK, Mixed, NotFinite, Plain, Threshold, images, toy_registry
+from torch import nn
 
 import phalanx
 from phalanx.errors import (
@@ -30,6 +32,8 @@ from phalanx.evaluation.evaluate import evaluate_models
 from phalanx.evaluation.protocol import resolve_attack
 from phalanx.evaluation.rows import Measured, rows_of
 from phalanx.evaluation.subjects import Plan, Subject, digest_of
+from phalanx.nn.ensemble import Population
+from phalanx.nn.member import Normalize
 from phalanx.report.model import Report
 from phalanx.specs import Linf
 from phalanx.training.files import read_tensors
@@ -330,6 +334,7 @@ def test_without_a_ball_only_box_and_finiteness_count() -> None:
             "crash",
             "Toy failed on this view: RuntimeError: element 0 of tensors does not require grad",
         ),
+        ("lookup", "Toy failed on this view: KeyError: 'estimator'"),
     ],
 )
 def test_a_cell_that_fails_is_told_and_the_others_go_on(mode: str, reason: str) -> None:
@@ -338,7 +343,9 @@ def test_a_cell_that_fails_is_told_and_the_others_go_on(mode: str, reason: str) 
     assert [one.reason for one in report.failed] == [reason]
     assert report.failed[0].attack == f"toy:mode={mode}"
     assert [one.attack for one in report.rows] == ["toy:size=0.4", "worst"]
-    assert report.rows[1].note == "1 cells could not be run"
+    assert report.rows[1].note is None  # what failed is of another threat
+    report = run(Plain(), attacks=[bad, SHIFT])
+    assert report.worst[0].note == "1 cell could not be run"
 
 
 def test_square_under_l1_fails_alone() -> None:
@@ -348,7 +355,8 @@ def test_square_under_l1_fails_alone() -> None:
 
 
 def test_only_failures_are_an_error() -> None:
-    with pytest.raises(EvaluationError, match="nothing could be evaluated:\n  toy:mode=refuse"):
+    told = re.escape("nothing could be evaluated:\n  toy:mode=refuse on deployed (linf:0.1): toy")
+    with pytest.raises(EvaluationError, match=told):
         run(Plain(), attacks=[{"use": "toy", "params": {"mode": "refuse"}}])
     with pytest.raises(InputError, match="cannot take threat l1:1"):
         run(Plain(), attacks=["square:queries=5"], threat="l1:1")
@@ -382,6 +390,45 @@ def test_what_cannot_be_asked() -> None:
     subjects = [Subject("one", Plain(), "1"), Subject("one", Plain(), "2")]
     with pytest.raises(InputError, match="each under its own name"):
         evaluate_models(subjects, images(10), Plan(()))
+
+
+def test_an_attack_named_twice_runs_once() -> None:
+    registry, log = toy_registry()
+    twice = [SHIFT, "toy:size=0.1", {"use": "toy", "params": {"threat": "linf:0.1"}}, BIG]
+    report = run(Plain(), attacks=twice, registry=registry)
+    assert log.calls == 2
+    assert [one.attack for one in report.rows] == ["toy", "toy:size=0.4", "worst", "worst"]
+
+
+@pytest.mark.parametrize("limit", [0, -3])
+def test_a_limit_below_one(limit: int) -> None:
+    with pytest.raises(InputError, match=f"N >= 1, found {limit}"):
+        run(Plain(), limit=limit)
+    registry, _ = toy_registry()
+    use = resolve_attack(SHIFT, threat=Linf(0.1), registry=registry)
+    with pytest.raises(InputError, match=f"N >= 1, found {limit}"):
+        evaluate_models([Subject("a", Plain(), "1")], images(4), Plan((use,), limit=limit))
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_computed() -> None:
+    with pytest.raises(InputError, match=r"takes a phalanx.defense.DefendedModel, found torch"):
+        run(torch.nn.Linear(2, 2))
+    with pytest.raises(DataError, match="toy has no test images"):
+        run(Plain(), n=0)
+    model = Plain()
+    model.task = TASK
+    wide = (torch.rand(3, 1, 4, 6), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(DataError, match=r"Plain takes images \(1, 4, 4\) of toy, .*\(1, 4, 6\)"):
+        phalanx.evaluate(model, wide, threat="linf:0.1")
+    assert model.asked == 0
+
+
+def test_digests_see_what_is_not_stored() -> None:
+    one, other = (nn.Sequential(Normalize([mean], [0.5])) for mean in (0.5, 0.4))
+    assert not one.state_dict()
+    assert digest_of(one) != digest_of(other)
+    members = [Threshold(0.5)]
+    assert digest_of(Population(members)) != digest_of(Population(members, granularity="batch"))
 
 
 def test_digests_tell_models_apart() -> None:

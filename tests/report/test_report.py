@@ -34,7 +34,16 @@ def report() -> Report:
     rows = (
         row("none", "deployed", "pgd:step=0.01,steps=100", 0.0),
         row("none", "worst", "worst", 0.0),
-        row("clm <b>", "one-draw", "fgsm", 0.612, note="few & noisy", majority=0.7, worst_draw=0.5),
+        row(
+            "clm <b>",
+            "one-draw",
+            "fgsm",
+            0.612,
+            note="few & noisy",
+            majority=0.7,
+            worst_draw=0.5,
+            conditional_accuracy=0.644,
+        ),
         row("clm <b>", "expected", "fgsm", 0.312),
         row("clm <b>", "worst", "worst", 0.3017, forwards=12.5),
     )
@@ -89,7 +98,8 @@ def test_the_schema_of_the_json(report: Report) -> None:
         "backwards": 40.0,
         "verdict": "incomplete",
     }
-    assert set(value["rows"][2]) - set(value["rows"][0]) == {"note", "majority", "worst_draw"}
+    optional = {"note", "conditional_accuracy", "majority", "worst_draw"}
+    assert set(value["rows"][2]) - set(value["rows"][0]) == optional
     assert value["failed"][0]["reason"] == "pip a < b"
     assert list(Report(report.rows).to_json()) == ["schema", "rows", "environment", "failed"]
 
@@ -156,6 +166,8 @@ def test_the_page_holds_every_row_and_escapes_names(report: Report) -> None:
         assert said in page.text
     assert "Right in most draws: 70.0 % of the images; worst draw: 50.0 %." in page.text
     assert "12.5 + 40" in page.text
+    assert page.text.count("64.4 %") == 1
+    assert page.text.count("Of clean-correct") == 5 + 1  # each view's table, and what it means
     assert "limit" not in page.text  # it is None
 
 
@@ -186,8 +198,11 @@ def test_each_picture_says_in_words_what_it_shows(report: Report) -> None:
 def test_markdown_has_every_row_and_whole_tables(report: Report) -> None:
     text = report.to_markdown()
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {line.count("|") for line in lines} == {11}
+    worst, every = lines[:4], lines[4:]
+    assert {line.count("|") for line in worst} == {11}
+    assert {line.count("|") for line in every} == {12}
     assert len(lines) == 2 * 2 + 2 + 5
-    assert "| clm <b> | one-draw | fgsm | linf:0.1 | 95.0 % | 61.2 % |" in text
-    assert "- none, deployed · art/X: pip a < b" in text
+    assert "| clm <b> | one-draw | fgsm | linf:0.1 | 95.0 % | 61.2 % | 64.4 % |" in text
+    assert "| none | worst | worst | linf:0.1 | 95.0 % | 0.0 % | – |" in text
+    assert "- none, deployed · art/X (linf:0.1): pip a < b" in text
     assert "- Small & quick." in text

@@ -201,8 +201,8 @@ def _plan(run: Run, data: Data, asked: _Asked, registry: Registry) -> Plan:
     from phalanx.evaluation.subjects import Plan
 
     own = run.config.evaluation
+    threat = asked.threat or own.threat or data.threat
     if asked.attacks:
-        threat = asked.threat or data.threat
         uses = tuple(
             resolve_attack(
                 table, threat=threat, registry=registry, source=f"--attack {table['use']}"
@@ -216,10 +216,8 @@ def _plan(run: Run, data: Data, asked: _Asked, registry: Registry) -> Plan:
             uses = tuple(with_threat(use, asked.threat) for use in uses)
         return Plan(uses, asked.views or own.views, asked.limit or own.limit)
     if asked.protocol is None:
-        threat = asked.threat or own.threat or data.threat
         found = load_protocol(own.protocol, threat=threat, registry=registry)
         limit = asked.limit or own.limit or found.limit
         return Plan(found.attacks, asked.views or own.views, limit, found.name)
-    threat = asked.threat or data.threat
     found = load_protocol(asked.protocol, threat=threat, registry=registry)
     return Plan(found.attacks, asked.views, asked.limit or found.limit, found.name)

@@ -63,7 +63,8 @@ def print_report(report: Report) -> None:
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             echo("  ".join(cells).rstrip())
     for one in report.failed:
-        echo(f"could not be run: {one.defense}, {one.view}, {one.attack}: {one.reason}")
+        what = f"{one.defense}, {one.view}, {one.attack} ({one.threat})"
+        echo(f"could not be run: {what}: {one.reason}")
 
 
 def _print_rich(lines: list[tuple[str, ...]], strong: list[bool]) -> None:

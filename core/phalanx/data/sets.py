@@ -39,8 +39,15 @@ class Split:
 
         Args:
             rows: indices (an int64 tensor or a list) in any order, or a slice.
+
+        Raises:
+            DataError: for a boolean mask, which would be read as rows 0 and 1.
         """
-        rows = rows if isinstance(rows, slice) else torch.as_tensor(rows, dtype=torch.long)
+        if not isinstance(rows, slice):
+            index = torch.as_tensor(rows)
+            if index.dtype == torch.bool:
+                raise DataError("rows are indices, found a boolean mask; give mask.nonzero()[:, 0]")
+            rows = index.to(torch.long)
         images, labels = self.images[rows], self.labels[rows]
         x = images.to(torch.float32, copy=True)
         if not images.is_floating_point():
@@ -175,6 +182,11 @@ def _divide(
     order = torch.randperm(count, generator=randomness.generator("data", name, "rows"))
     held_out = round(validation * count)
     left = count - held_out
+    if held_out and not left:
+        raise DataError(
+            f"validation = {validation} holds out all {count} images of {name} and leaves none to "
+            "train on; choose a smaller share"
+        )
     if limit is not None and not 1 <= limit <= left:
         raise DataError(
             f"limit = {limit}, but {name} has {left} images to train on; choose 1 to {left}"

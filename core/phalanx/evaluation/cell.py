@@ -3,7 +3,8 @@
 Images pass in blocks of 256 rows. A fixed-draw view is opened afresh for each chunk of 16
 consecutive rows, since one attacked draw for a whole test set is noise; any other view is opened
 once. Every draw is keyed by (cell, row where the batch begins), so no cell depends on another, and
-the first rows of a longer evaluation come out as those of a shorter one.
+whole blocks at the beginning of a longer evaluation come out as those of a shorter one; a block
+that the shorter one cuts off need not, since one draw may serve all rows of a block.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from phalanx.attack import Attack, attacking
 from phalanx.attacks.balls import per_row, within
 from phalanx.data.sets import Split
 from phalanx.defense import DefendedModel, View
-from phalanx.errors import AttackInapplicable, PluginContractError
+from phalanx.errors import AttackInapplicable, PhalanxError, PluginContractError
 from phalanx.evaluation.judge import Judge
 from phalanx.evaluation.metering import Metered, Passes
 from phalanx.evaluation.scoring import Draws, spread
@@ -208,7 +209,9 @@ def _run(
     name = type(attack).__name__
     try:
         found = attack(module, x.clone(), y.clone(), generator=generator)
-    except RuntimeError as error:  # torch's: no gradient, shapes, memory
+    except PhalanxError:
+        raise
+    except Exception as error:  # third-party attacks raise anything
         raise AttackInapplicable(
             f"{name} failed on this view: {type(error).__name__}: {error}"
         ) from error

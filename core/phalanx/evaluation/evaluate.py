@@ -29,6 +29,9 @@ from phalanx.evaluation.subjects import (
     Images,
     Plan,
     Subject,
+    check_images,
+    check_limit,
+    check_model,
     check_plans,
     digest_of,
     images_of,
@@ -76,9 +79,11 @@ def evaluate(
         progress: is told what is done.
 
     Raises:
-        InputError: if something asked for is unknown or cannot be.
+        InputError: if something asked for is unknown or cannot be, or the images do not fit.
         EvaluationError: if not a single cell could be run.
     """
+    check_model(model)
+    check_limit(limit)
     images = images_of(data)
     default: Threat | None = parse_threat(threat) if threat is not None else images.threat
     if attacks:
@@ -126,6 +131,7 @@ def evaluate_models(
     images = data if isinstance(data, Images) else images_of(data)
     plans = [plan] * len(subjects) if isinstance(plan, Plan) else list(plan)
     check_plans(subjects, plans)
+    check_images(subjects, images)
     loop = Loop(
         images=images,
         store=CellStore(None if out is None else out / CELLS),
@@ -144,7 +150,9 @@ def evaluate_models(
 
 
 def _nothing_ran(loop: Loop) -> PhalanxError:
-    reasons = dict.fromkeys(f"{one.attack} on {one.view}: {one.reason}" for one, _ in loop.failed)
+    reasons = dict.fromkeys(
+        f"{one.attack} on {one.view} ({one.threat}): {one.reason}" for one, _ in loop.failed
+    )
     text = "nothing could be evaluated:" + "".join(f"\n  {reason}" for reason in reasons)
     wrong_input = all(isinstance(error, InputError) for _, error in loop.failed)
     return InputError(text) if wrong_input else EvaluationError(text)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,14 @@ class _Task:
     @property
     def shown(self) -> str:
         """The cell's name for progress and warnings."""
-        what = "clean" if self.use is None else f"{self.view_name}, {self.label}"
-        return f"{self.subject.name}, {what}"
+        if self.use is None:
+            return f"{self.subject.name}, clean"
+        return f"{self.subject.name}, {self.view_name}, {self.label} ({self.threat})"
+
+    @property
+    def identity(self) -> str:
+        """The attack as a stored cell names it."""
+        return NONE if self.use is None else attack_identity(self.use)
 
 
 class Loop:
@@ -106,7 +113,7 @@ class Loop:
     def run(self, subjects: Sequence[Subject], plans: Sequence[Plan]) -> list[Row]:
         """The rows of all subjects; a subject that cannot even answer clean images has none."""
         pairs = list(zip(subjects, plans, strict=True))
-        cells = [1 + len(plan.attacks) * len(plan.views_of(one)) for one, plan in pairs]
+        cells = [1 + len(_tasks(one, plan)) for one, plan in pairs]
         images = sum(n * self._count(plan) for n, plan in zip(cells, plans, strict=True))
         self._progress.started(cells=sum(cells), images=images)
         return [row for subject, plan in pairs for row in self._rows(subject, plan)]
@@ -121,7 +128,7 @@ class Loop:
             outcome = self._outcome(task, count)
             if outcome is not None:
                 measured.append(Measured(task.view_name, task.label, task.threat, outcome))
-        missing = len(self.failed) - before
+        missing = Counter(failure.threat for failure, _ in self.failed[before:])
         return rows_of(subject.name, clean, measured, seed=self._seed, missing=missing)
 
     def _outcome(self, task: _Task, count: int) -> Outcome | None:
@@ -132,7 +139,7 @@ class Loop:
             digest=self._digest(count),
             rows=count,
             view=task.view_name,
-            attack=NONE if task.use is None else attack_identity(task.use),
+            attack=task.identity,
             threat=task.threat,
             seed=self._seed,
         )
@@ -200,8 +207,11 @@ class Loop:
         return self._digests[count]
 
 
-def _tasks(subject: Subject, plan: Plan) -> Iterator[_Task]:
-    """Every attack through every view."""
+def _tasks(subject: Subject, plan: Plan) -> list[_Task]:
+    """Every attack through every view; an attack that is named twice at one threat runs once."""
+    found: dict[tuple[str, str, str], _Task] = {}
     for name, view in plan.views_of(subject).items():
         for use in plan.attacks:
-            yield _Task(subject, name, view, use)
+            task = _Task(subject, name, view, use)
+            found.setdefault((name, task.identity, task.threat), task)
+    return list(found.values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +73,12 @@ class Measured:
 
 
 def rows_of(
-    defense: str, clean: Outcome, cells: Sequence[Measured], *, seed: int, missing: int = 0
+    defense: str,
+    clean: Outcome,
+    cells: Sequence[Measured],
+    *,
+    seed: int,
+    missing: Mapping[str, int] | None = None,
 ) -> list[Row]:
     """A row for each cell of one defense, then for each threat a `worst` one.
 
@@ -82,7 +87,7 @@ def rows_of(
         clean: its outcome without an attack.
         cells: its finished cells.
         seed: of the bootstrap.
-        missing: how many cells could not be run; the `worst` rows say so.
+        missing: threat -> how many of its cells could not be run; its `worst` row says so.
     """
     clean_q = scoring.shares(clean.bits)
     clean_accuracy = float(clean_q.mean())
@@ -102,11 +107,17 @@ def rows_of(
                 ci95=statistics.interval(q, seed),
                 forwards=sum(one.forwards for one in group),
                 backwards=sum(one.backwards for one in group),
-                note=f"{missing} cells could not be run" if missing else None,
+                note=_missing_note((missing or {}).get(threat, 0)),
                 conditional_accuracy=scoring.conditional(q, clean_q),
             )
         )
     return rows
+
+
+def _missing_note(missing: int) -> str | None:
+    if not missing:
+        return None
+    return f"{missing} {'cell' if missing == 1 else 'cells'} could not be run"
 
 
 def _cell_row(defense: str, clean_q: Tensor, cell: Measured, seed: int) -> Row:

@@ -87,19 +87,64 @@ def images_of(data: str | Data | tuple[Any, Any]) -> Images:
     return Images("arrays", Split.from_arrays(*data), None)
 
 
+def check_model(model: object) -> None:
+    """Refuse what is no model of ours.
+
+    Raises:
+        InputError: if it is no `DefendedModel`.
+    """
+    if not isinstance(model, DefendedModel):
+        raise InputError(
+            "an evaluation takes a phalanx.defense.DefendedModel, found "
+            f"{type(model).__module__}.{type(model).__qualname__}; give the model of a run "
+            "(phalanx.load), or derive a class of your own from DefendedModel with `draw`"
+        )
+
+
+def check_limit(limit: int | None) -> None:
+    """Refuse a number of images that is none.
+
+    Raises:
+        InputError: if it is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise InputError(f"limit is the first N test images, N >= 1, found {limit}; None is all")
+
+
+def check_images(subjects: Sequence[Subject], images: Images) -> None:
+    """Refuse images that the models cannot be evaluated on.
+
+    Raises:
+        DataError: if there are none, or their shape is not that of a model's task.
+    """
+    if not len(images.split):
+        raise DataError(f"{images.name} has no test images; an evaluation needs at least one")
+    shape = tuple(images.split.images.shape[1:])
+    for subject in subjects:
+        task = subject.model.task
+        if task is not None and tuple(task.shape) != shape:
+            raise DataError(
+                f"{subject.name} takes images {tuple(task.shape)} of {task.name}, but those of "
+                f"{images.name} are {shape}; give images (N, C, H, W) of the model's shape"
+            )
+
+
 def check_plans(subjects: Sequence[Subject], plans: Sequence[Plan]) -> None:
     """Refuse what cannot be evaluated before anything is computed.
 
     Raises:
-        InputError: for names that are given twice, nothing to attack with, or views that no model
-            has, or none of which one model has.
+        InputError: for names that are given twice, models that are none, a limit below 1, nothing
+            to attack with, or views that no model has, or none of which one model has.
         ThreatModelError: for an attack without a threat.
     """
     names = [subject.name for subject in subjects]
     if len(set(names)) < len(names) or not names:
         raise InputError(f"an evaluation needs models, each under its own name; found {names}")
+    for subject in subjects:
+        check_model(subject.model)
     known = {name for subject in subjects for name in subject.model.views()}
     for subject, plan in zip(subjects, plans, strict=True):
+        check_limit(plan.limit)
         if not plan.attacks:
             raise InputError(f"{subject.name}: no attacks; name a protocol or an attack")
         unknown = [name for name in plan.views if name not in known]
@@ -117,12 +162,14 @@ def check_plans(subjects: Sequence[Subject], plans: Sequence[Plan]) -> None:
 
 
 def digest_of(model: nn.Module) -> str:
-    """SHA-256 of a model in memory: its structure as printed, and its state dict in order.
+    """SHA-256 of a model in memory: its structure as printed, its state dict and other buffers.
 
     Hyper-parameters that stand in neither do not enter: give each such model an `out` of its own.
     """
     digest = hashlib.sha256(repr(model).encode())
-    for name, value in model.state_dict().items():
+    state = model.state_dict()
+    others = {name: value for name, value in model.named_buffers() if name not in state}
+    for name, value in (*state.items(), *others.items()):
         digest.update(name.encode())
         digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
     return digest.hexdigest()

@@ -65,6 +65,10 @@ class Population(_Group):
         super().__init__(members)
         self.granularity = granularity
 
+    def extra_repr(self) -> str:
+        """What one member answers, for `print`."""
+        return f"granularity={self.granularity!r}"
+
     def choose(self, count: int, generator: Generator) -> Tensor:
         """The answering members' indices ``(count,)`` in [0, M), on the generator's device."""
         queries = count if self.granularity == "sample" else 1

@@ -21,10 +21,21 @@ PASSES = (
     "pass, however many members it has. The judge's own are left out."
 )
 
+CONDITIONAL = (
+    "“Of clean-correct” is the accuracy among the images that are right without an attack, as "
+    "several papers count."
+)
+
 
 def percent(share: float) -> str:
     """0.934 as ``93.4 %``."""
     return f"{100 * share:.1f} %"
+
+
+def of_clean_correct(row: Row) -> str:
+    """The accuracy among images that are right without an attack; a dash where none is."""
+    share = row.conditional_accuracy
+    return "–" if share is None else percent(share)
 
 
 def between(row: Row) -> str:
