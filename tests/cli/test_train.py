@@ -52,8 +52,15 @@ def test_a_run_and_its_repetition(tmp_path):
         (["none", "--out", "q", "--set", "training.epoch=1"], "did you mean 'epochs'?"),
         (["none", "--out", "q", "--data", "mnist", "--data-root", "empty"], "mnist"),
         (
-            ["pgd-at", "--out", "q", "--set", "defense.params.attack.use=pgd"]
-            + ["--set", "defense.params.attack.params.threat=linf:1.5"],
+            [
+                "pgd-at",
+                "--out",
+                "q",
+                "--set",
+                "defense.params.attack.use=pgd",
+                "--set",
+                "defense.params.attack.params.threat=linf:1.5",
+            ],
             "defense.params.attack.params.threat",
         ),
         (["none", "--out", "q", "--set", "data.limit=999999"], "999999"),
@@ -78,8 +85,20 @@ def test_an_out_that_is_a_file_is_told(tmp_path):
 
 def test_ctrl_c_writes_a_checkpoint_and_exits_130(tmp_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "phalanx.cli", "train", "none", *SMALL]
-        + ["--set", "training.epochs=100000", "--checkpoint-seconds", "0", "--out", "run"],
+        [
+            sys.executable,
+            "-m",
+            "phalanx.cli",
+            "train",
+            "none",
+            *SMALL,
+            "--set",
+            "training.epochs=100000",
+            "--checkpoint-seconds",
+            "0",
+            "--out",
+            "run",
+        ],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,

@@ -23,7 +23,7 @@ from phalanx.art.config import ArtAttackConfig, refusal, require_packages
 from phalanx.art.estimator import Estimator
 from phalanx.attack import Attack, Observer, Scores, Targeted, may_drop_rows
 from phalanx.attacks.balls import per_row, project, within
-from phalanx.errors import AttackInapplicable, PhalanxError, UnknownComponentError
+from phalanx.errors import AttackInapplicable, ConfigError, PhalanxError, UnknownComponentError
 from phalanx.specs import L1, L2, Linf, NoBall, Threat
 
 _WANT_PROBABILITIES = ("SimBA", "VirtualAdversarialMethod")
@@ -31,22 +31,34 @@ _PATCH = "AdversarialPatchPyTorch"
 
 
 class ArtAttack(Attack[ArtAttackConfig]):
-    """An evasion attack of the Adversarial Robustness Toolbox, by its class name.
+    """An evasion attack of ART by its class name: ``ArtAttack("DeepFool", threat=Linf(0.1))``.
 
     Attacks that take an `eps` get the threat's. All others look for the nearest adversarial
     example: an example of theirs outside the threat is given up, its clean image returned, so
     the image counts as robust. ART offers no path, so `observe` is never called.
 
+    Args:
+        config: a whole config, or the name of ART's class.
+        params: beside a name, the config's other fields: `threat` and the class's parameters.
+
     Raises:
         UnknownComponentError: if ART has no such evasion attack.
         AttackInapplicable: if it cannot attack image classifiers in PyTorch, or lacks a package.
-        ConfigError: for parameters that the class does not take.
+        ConfigError: for parameters that the class does not take, or any beside a config.
         ThreatModelError: for a threat that the class does not take.
     """
 
     supports: ClassVar[tuple[type[Threat], ...]] = (Linf, L2, L1, NoBall)
 
-    def __init__(self, config: ArtAttackConfig) -> None:
+    def __init__(self, config: ArtAttackConfig | str, **params: Any) -> None:
+        if isinstance(config, str):
+            reason = refusal(config)
+            if reason is not None:
+                raise AttackInapplicable(reason)
+            config = ArtAttackConfig(name=config, **params)
+        elif params:
+            problems = [f"{key}: set it in the config, not beside it" for key in params]
+            raise ConfigError(problems, source="ArtAttack")
         super().__init__(config)
         reason = refusal(config.name, self.threat)
         if reason is not None:

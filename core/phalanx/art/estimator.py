@@ -23,6 +23,7 @@ from phalanx.art import weights
 from phalanx.art.module import ArtModule
 from phalanx.defense import DefendedModel
 from phalanx.errors import ConfigError
+from phalanx.randomness import seeded
 
 
 def as_art(
@@ -121,6 +122,7 @@ class Estimator(PyTorchClassifier):
         self._optimizer: torch.optim.Optimizer | None = optimizer
         self.is_rnn = False  # else ART takes gradients in training mode
         self._layer_names = list(module.layers())
+        self._fits = 0  # calls of `fit`, so that each draws afresh
 
     @property
     def view(self) -> str:
@@ -197,6 +199,8 @@ class Estimator(PyTorchClassifier):
     ) -> None:
         """Train the view as a whole on the estimator's loss: not the defense's own training.
 
+        Shuffling, Dropout and the like are drawn from the estimator's seed, afresh at each call.
+
         Raises:
             ConfigError: with ``training_mode=False``, in which the parameters are frozen.
         """
@@ -210,7 +214,9 @@ class Estimator(PyTorchClassifier):
             )
         if self._optimizer is None:
             self._optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9)
-        with self._mode(training_mode):
+        draws = seeded("fit", self.seed, self._fits)
+        self._fits += 1
+        with draws, self._mode(training_mode):
             super().fit(x, y, batch_size=batch_size, nb_epochs=nb_epochs, **kwargs)
 
     def get_activations(
@@ -226,7 +232,8 @@ class Estimator(PyTorchClassifier):
         that can be differentiated, of all images at once.
 
         Raises:
-            ConfigError: for an unknown layer, or one that this view did not run.
+            ConfigError: for an unknown layer, one whose output is no tensor, or one that this
+                view did not run on every image.
         """
         layers = self.model.layers()
         name = self._layer_names[layer] if isinstance(layer, int) else layer
@@ -235,7 +242,7 @@ class Estimator(PyTorchClassifier):
                 [f"layer: no layer {name!r}; layer_names lists {len(layers)}"],
                 source="get_activations",
             )
-        kept: list[Tensor] = []
+        kept: list[object] = []
         handle = layers[name].register_forward_hook(lambda *call: kept.append(call[2]))
         x, _ = self._apply_preprocessing(x, y=None, fit=False, no_grad=not framework)
         inputs = x if isinstance(x, Tensor) else torch.from_numpy(np.ascontiguousarray(x))
@@ -247,14 +254,9 @@ class Estimator(PyTorchClassifier):
                 ):
                     kept.clear()
                     self.model(rows)
-                    outputs.extend(kept[-1:])
+                    outputs.append(self._kept(kept, name, len(rows)))
         finally:
             handle.remove()
-        if not outputs:
-            raise ConfigError(
-                [f"layer: view {self.view!r} did not run {name!r} in this draw"],
-                source="get_activations",
-            )
         output = torch.cat(outputs)
         return output if framework else output.cpu().numpy()
 
@@ -304,6 +306,18 @@ class Estimator(PyTorchClassifier):
         self.__dict__.update(state)
         self._model = self._make_model_wrapper(state["_model"])
         self._model.eval()
+
+    def _kept(self, kept: list[object], name: str, N: int) -> Tensor:
+        """The last of a layer's outputs, which has to be a tensor of N rows."""
+        problem = f"layer: view {self.view!r} did not run {name!r} in this draw"
+        if kept:
+            output = kept[-1]
+            if isinstance(output, Tensor) and output.shape[:1] == (N,):
+                return output
+            if not isinstance(output, Tensor):
+                kind = type(output).__name__
+                problem = f"layer: the output of {name!r} is no tensor but of type {kind}"
+        raise ConfigError([problem], source="get_activations")
 
     def _one_hot(self, y: np.ndarray | Tensor) -> np.ndarray | Tensor:
         if not isinstance(y, Tensor):

@@ -11,8 +11,9 @@ within eps leaves the batch, since it is decided.
 
 Deviation: one forward pass a step instead of two. The pass that linearises an iterate also says
 whether it is adversarial, and the backward step (10) then starts from the same linearisation.
-Deviation: where rows are not independent (a stochastic view), one draw says whether an iterate is
-adversarial, so the distances found are too small; the judge's fresh draws decide.
+Deviation: where rows are not independent (a stochastic view), no draw decides: no row leaves, the
+clean image is no example, and every row gets its iterate within eps that leads by most, as in
+`apgd`. The distances of `minimal` are then too small, for one lucky draw makes an example.
 """
 
 from __future__ import annotations
@@ -87,10 +88,31 @@ def _scale(a: Tensor, wall: Tensor, speed: Tensor, goal: Tensor) -> Tensor:
 
 @dataclass
 class _Nearest:
-    """Per row the nearest adversarial example so far: images and distances, infinite if none."""
+    """What was found so far, per row; images are clean ones where there is nothing.
+
+    Attributes:
+        x: nearest adversarial examples ``(N, C, H, W)``.
+        distance: theirs, ``(N,)``; infinite if none.
+        leader: iterates within eps of highest lead, kept only if `drawn`.
+        lead: theirs, ``(N,)``; −infinity if none.
+        drawn: rows are not independent, so that a look at the model is one draw.
+    """
 
     x: Tensor
     distance: Tensor
+    leader: Tensor
+    lead: Tensor
+    drawn: bool
+
+    def of(self, rows: Tensor) -> _Nearest:
+        """A copy of some rows."""
+        found = (self.x[rows], self.distance[rows], self.leader[rows], self.lead[rows])
+        return _Nearest(*found, self.drawn)
+
+    def put(self, rows: Tensor, part: _Nearest) -> None:
+        """Put the copy back."""
+        self.x[rows], self.distance[rows] = part.x, part.distance
+        self.leader[rows], self.lead[rows] = part.leader, part.lead
 
 
 class FABT(Attack[FABTConfig]):
@@ -114,12 +136,14 @@ class FABT(Attack[FABTConfig]):
         generator: Generator,
         observe: Observer | None = None,
     ) -> Tensor:
-        """See `Attack`; rows whose nearest example is outside eps get its projection."""
+        """See `Attack`; rows with nothing inside eps get their nearest example's projection."""
         eps = radius(self.threat)
         enough = eps if may_drop_rows(model) and observe is None else -1.0
         nearest = self._search(model, x, y, generator, observe, enough=enough)
-        inside = per_row(nearest.distance <= eps, x)
-        return torch.where(inside, nearest.x, project(nearest.x, x, self.threat))
+        pulled = project(nearest.x, x, self.threat)
+        if nearest.drawn:
+            return torch.where(per_row(nearest.lead > -torch.inf, x), nearest.leader, pulled)
+        return torch.where(per_row(nearest.distance <= eps, x), nearest.x, pulled)
 
     def minimal(
         self, model: Scores, x: Tensor, y: Tensor | Targeted, *, generator: Generator
@@ -153,19 +177,21 @@ class FABT(Attack[FABTConfig]):
         else:
             ranked = wrong_classes(scores, y, self.config.targets)
             goals = [Across(y, targets) for targets in ranked.unbind(1)]
-        distance = torch.where(goals[0].reached(scores), 0.0, torch.inf).to(x.dtype)
-        nearest = _Nearest(x.clone(), distance)
+        drawn = not may_drop_rows(model)
+        unset = x.new_full((len(x),), torch.inf)
+        distance = unset if drawn else torch.where(goals[0].reached(scores), 0.0, unset)
+        nearest = _Nearest(x.clone(), distance, x.clone(), -unset, drawn)
         for goal in goals:
             for restart in range(self.config.restarts):
                 rows = (nearest.distance > max(enough, 0.0)).nonzero().squeeze(1)
                 if len(rows) == 0:
                     return nearest
-                best = _Nearest(nearest.x[rows], nearest.distance[rows])
+                best = nearest.of(rows)
                 start = x[rows]
                 if restart > 0:
                     start = self._restart(start, best, generator)
                 self._run(model, x[rows], goal[rows], start, best, observe, enough=enough)
-                nearest.x[rows], nearest.distance[rows] = best.x, best.distance
+                nearest.put(rows, best)
         self._final(model, x, goals[0], nearest, enough=enough)
         return nearest
 
@@ -191,10 +217,11 @@ class FABT(Attack[FABTConfig]):
         current = start
         rows = torch.arange(len(x), device=x.device)
         for step in range(self.config.steps):
-            value, normal, reached = _linearise(model, current, goal[rows])
+            value, normal, scores = _linearise(model, current, goal[rows])
+            reached = goal[rows].reached(scores)
             if observe is not None:
                 observe(step, current, value)
-            self._nearer(best, rows, current, x[rows], reached)
+            self._nearer(best, rows, current, x[rows], goal[rows], scores)
             if enough >= 0 and bool((decided := best.distance[rows] <= enough).any()):
                 rows, current, value = rows[~decided], current[~decided], value[~decided]
                 normal, reached = normal[~decided], reached[~decided]
@@ -202,8 +229,8 @@ class FABT(Attack[FABTConfig]):
                     return
             current = self._advance(current, x[rows], value, normal, reached)
         with torch.no_grad():
-            reached = goal[rows].reached(model(current))
-        self._nearer(best, rows, current, x[rows], reached)
+            scores = model(current)
+        self._nearer(best, rows, current, x[rows], goal[rows], scores)
 
     def _advance(
         self, current: Tensor, x: Tensor, value: Tensor, normal: Tensor, reached: Tensor
@@ -224,11 +251,22 @@ class FABT(Attack[FABTConfig]):
         return ((1.0 - alpha) * ahead[:N] + alpha * ahead[N:]).clamp(0.0, 1.0)  # eq. (8)
 
     def _nearer(
-        self, best: _Nearest, rows: Tensor, found: Tensor, x: Tensor, reached: Tensor
+        self,
+        best: _Nearest,
+        rows: Tensor,
+        found: Tensor,
+        x: Tensor,
+        goal: Goal,
+        scores: Tensor,
     ) -> None:
         """Keep adversarial iterates that are nearer than the best ones of these rows."""
         distance = norm(found - x, self.threat)
-        nearer = reached & (distance < best.distance[rows])
+        nearer = goal.reached(scores) & (distance < best.distance[rows])
+        if best.drawn:
+            lead, moved = goal.lead(scores), distance > 0.0
+            nearer = nearer & moved
+            leads = moved & (distance <= radius(self.threat)) & (lead > best.lead[rows])
+            best.leader[rows[leads]], best.lead[rows[leads]] = found[leads], lead[leads]
         at = rows[nearer]
         best.x[at], best.distance[at] = found[nearer], distance[nearer]
 
@@ -250,19 +288,19 @@ class FABT(Attack[FABTConfig]):
                 middle = low + share * (high - low)
                 scores = model(images := clean + per_row(middle, clean) * along)
                 reached, lead = goal.reached(scores), goal.lead(scores)
-                self._nearer(nearest, rows, images, clean, reached)
+                self._nearer(nearest, rows, images, clean, goal, scores)
                 low, below = torch.where(reached, low, middle), torch.where(reached, below, lead)
                 high, above = torch.where(reached, middle, high), torch.where(reached, lead, above)
 
 
 def _linearise(model: Scores, x: Tensor, goal: Goal) -> tuple[Tensor, Tensor, Tensor]:
-    """Value ``(N,)`` and gradient of the goal's loss, and which rows reach it."""
-    reached: list[Tensor] = []
+    """Value ``(N,)`` and gradient of the goal's loss, and the scores ``(N, K)`` it was taken of."""
+    seen: list[Tensor] = []
 
     def objective(images: Tensor) -> Tensor:
         scores = model(images)
-        reached.append(goal.reached(scores.detach()))
+        seen.append(scores.detach())
         return goal.loss(scores)
 
     value, normal = input_gradient(objective, x)
-    return finite(value), finite(normal), reached[0]
+    return finite(value), finite(normal), seen[0]
