@@ -2,6 +2,8 @@
 
 import importlib.util
 import random
+import subprocess
+import sys
 
 import art
 import art.attacks.evasion as evasion
@@ -23,6 +25,7 @@ from phalanx.errors import (
     UnknownComponentError,
 )
 from phalanx.randomness import generator
+from phalanx.specs import Linf
 
 SHORT = {"max_iter": 5}
 APGD = SHORT | {"nb_random_init": 1, "loss_type": "cross_entropy"}
@@ -239,6 +242,31 @@ def test_no_budget_and_no_images(served):
     attack = make("AutoProjectedGradientDescent", "linf:0")
     assert torch.equal(run(attack, model, x, y), x)
     assert run(attack, model, x[:0], y[:0]).shape == (0, 1, 8, 8)
+
+
+def test_by_name_or_by_config(served):
+    model, x, y = served
+    attack = ArtAttack("DeepFool", threat=Linf(0.1), max_iter=5)
+    assert attack.config == ArtAttackConfig(name="DeepFool", threat="linf:0.1", max_iter=5)
+    assert attack.at(Linf(0.2)).config == make("DeepFool", "linf:0.2", max_iter=5).config
+    same = run(ArtAttack(attack.config), model, x, y)
+    assert torch.equal(run(attack, model, x, y), same)
+    with pytest.raises(ConfigError) as caught:
+        ArtAttack(attack.config, max_iter=3)
+    assert (
+        str(caught.value) == "ArtAttack: 1 problem\n  max_iter: set it in the config, not beside it"
+    )
+    with pytest.raises(AttackInapplicable, match="ART's DPatch cannot run here: it attacks object"):
+        ArtAttack("DPatch", threat=Linf(0.1))
+
+
+def test_the_package_offers_its_names_lazily():
+    code = (
+        "import sys, phalanx.art; assert not {'torch', 'art'} & set(sys.modules); "
+        "from phalanx.art import ArtAttack, as_art, as_art_attack; "
+        "assert ArtAttack.__module__ == 'phalanx.art.attack'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_unknown_attack():

@@ -214,10 +214,47 @@ def test_activation_errors(build, batch):
         estimator.get_activations(batch[0].numpy(), "networks.1.0")
 
 
+@pytest.mark.parametrize("batch_size", [4, 128])
+def test_activations_are_of_all_images_or_refused(build, batch, batch_size):
+    """A population sends each image to one member, so no member's layer sees them all."""
+    estimator = as_art(build("one-of"))
+    with pytest.raises(
+        ConfigError, match=r"view 'deployed' did not run 'networks\.0' in this draw"
+    ):
+        estimator.get_activations(batch[0].numpy(), "networks.0", batch_size)
+
+
+def test_activations_that_are_no_tensor(build, batch):
+    model = build()
+    model.networks[0].register_forward_hook(lambda *call: (call[2],))
+    model.draw = lambda x, generator: model.networks[0](x)[0]
+    with pytest.raises(
+        ConfigError, match=r"layer: the output of 'networks\.0' is no tensor but of type tuple"
+    ):
+        as_art(model).get_activations(batch[0].numpy(), "networks.0")
+
+
 def test_custom_loss_gradient(build, batch):
     estimator, x = as_art(build()), batch[0].numpy()
     found = estimator.custom_loss_gradient(torch.norm, x[:4], x[4:8], "networks.0.backbone.conv2")
     assert found.shape == x[:4].shape
+
+
+def test_fit_draws_from_the_seed_alone(build, digits):
+    x, y = digits[0][:128].numpy(), digits[1][:128].numpy()
+
+    def fitted(seed):
+        model = build()
+        as_art(model, seed=seed).fit(x, y, batch_size=32, nb_epochs=1)
+        torch.rand(1)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    as_art(build()).fit(x, y, batch_size=32, nb_epochs=1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(fitted(0), fitted(0))
+    assert not torch.equal(fitted(0), fitted(1))
 
 
 def test_fit_trains_every_member_and_leaves_the_modes(build, digits):

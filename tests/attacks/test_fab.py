@@ -112,5 +112,41 @@ def test_rows_found_within_eps_leave_the_batch(linear_case, rng):
     assert model.forwards < 10
 
 
+class Noisy(torch.nn.Module):
+    """Each draw gives one row in ten the scores of another class."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.draws = model, generator("noisy")
+
+    def forward(self, z):
+        scores = self.model(z)
+        lucky = torch.rand(len(z), 1, generator=self.draws) < 0.1
+        return torch.where(lucky, scores.roll(1, 1), scores)
+
+
+@pytest.mark.parametrize("threat", BALLS)
+def test_one_lucky_draw_decides_nothing(threat, linear_case, rng):
+    model, x, y = linear_case(4, 64)
+    eps = float(1.2 * model.distances(x, y, threat).max())
+    attack = FABT(FABTConfig(threat=type(threat)(eps), steps=20))
+    broken = model(attack(model, x, y, generator=rng)).argmax(1) != y
+    assert broken.float().mean() > 0.9
+    found = attack(Noisy(model), x, y, generator=rng)
+    changed = (found != x).flatten(1).any(1)
+    assert changed[broken].all()
+    assert (model(found).argmax(1) != y)[broken].float().mean() > 0.8
+    distance = norm(found - x, attack.threat)
+    assert (distance <= eps * (1 + 1e-5)).all()
+
+
+def test_a_lucky_draw_on_the_clean_image_is_no_example(linear_case, rng):
+    model, x, y = linear_case(4, 64)
+    attack = FABT(FABTConfig(threat=L2(1.0), steps=5))
+    x_min, distance = attack.minimal(Noisy(model), x, y, generator=rng)
+    assert (distance > 0).all()
+    assert (x_min != x).flatten(1).any(1)[distance.isfinite()].all()
+
+
 def test_note_is_empty():
     assert FABT(FABTConfig(threat=Linf(0.1))).note(2) == ""
