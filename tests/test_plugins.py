@@ -227,8 +227,8 @@ class TestSelection:
         }
 
     def test_home_without_xdg(self):
-        path = discovery.settings_path({"HOME": "/home/ada"})
-        assert str(path) == "/home/ada/.config/phalanx/plugins.json"
+        path = discovery.settings_path({"HOME": "/users/ada"})
+        assert str(path) == "/users/ada/.config/phalanx/plugins.json"
 
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"disabled": [1]}', '{"disabled": 3}'])
     def test_damaged_file(self, tmp_path, text):
