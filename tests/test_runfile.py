@@ -277,7 +277,7 @@ class TestHash:
             ["defense.params.members=4"],
             ["defense.params.attack.use=poke", "defense.params.attack.params.threat=linf:0.2"],
             ["training.epochs=1"],
-            ["training.optimizer={}"],
+            ["training.optimizer.name=sgd", "training.optimizer.lr=0.1"],
             ["training.adversarial={}"],
         ],
     )

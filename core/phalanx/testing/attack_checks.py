@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from phalanx import randomness
 from phalanx.attack import Attack, attacking
@@ -47,8 +46,8 @@ def check_attack(case: Case) -> None:
         assert all(torch.equal(weights[k], after[k]) for k in weights), "it changes the weights"
         assert all(p.grad is None for p in network.parameters()), "it leaves gradients behind"
         with torch.no_grad():
-            clean, adversarial = (F.cross_entropy(network(z), y) for z in (x, first))
-        assert adversarial >= clean - 1e-4, f"{threat}: the loss falls by {clean - adversarial}"
+            clean, attacked = (int((network(z).argmax(1) == y).sum()) for z in (x, first))
+        assert attacked <= clean, f"{threat}: {attacked} of 12 images are right, {clean} when clean"
     assert ran, "it supports neither an L-inf nor an L2 threat, so nothing could be checked"
 
 
