@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 from phalanx.data import Split, load_data
+from phalanx.data.sets import ArraySplit
 from phalanx.errors import DataError
 
 TEST_IMAGES_MD5 = "1ee12d068df4463324d59ab8ee622457"
@@ -159,7 +160,9 @@ def test_uint8_is_divided_as_torchvision_does():
     from torchvision.transforms.functional import to_tensor
 
     image = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
-    split = Split(torch.from_numpy(image).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.long))
+    split = ArraySplit(
+        torch.from_numpy(image).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.long)
+    )
     assert torch.equal(split.fetch([0]).x[0], to_tensor(image))
 
 

@@ -13,7 +13,7 @@ from torch import Generator, Tensor, nn
 
 from phalanx.attack import Attack
 from phalanx.config import AttackConfig
-from phalanx.data.sets import Data, Split
+from phalanx.data.sets import ArraySplit, Data
 from phalanx.defense import DefendedModel
 from phalanx.errors import AttackInapplicable
 from phalanx.registry import Registry
@@ -29,8 +29,8 @@ def images(n: int) -> Data:
     x = torch.rand(n, 1, SIDE, SIDE, generator=generator) * 0.2
     y = torch.arange(n) % 2
     x = x + 0.15 + 0.5 * y.view(-1, 1, 1, 1)
-    empty = Split(x[:0], y[:0])
-    return Data(TASK, empty, empty, Split(x, y), Linf(0.1))
+    empty = ArraySplit(x[:0], y[:0])
+    return Data(TASK, empty, empty, ArraySplit(x, y), Linf(0.1))
 
 
 class Threshold(nn.Module):

@@ -1,8 +1,9 @@
-"""Images in memory, and data sets made of them."""
+"""Labelled images that are fetched by row, and data sets made of them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,26 +17,27 @@ from phalanx.errors import DataError
 from phalanx.phase import Batch
 from phalanx.specs import Task, Threat
 
+Rows = Tensor | slice | Sequence[int]
+"""Indices in any order, or a slice."""
 
-class Split:
-    """Labelled images in memory, fetched in any order.
 
-    Args:
-        images: ``(N, C, H, W)``, integers from 0 to `scale` (uint8), or floats in [0, 1].
+class Split(ABC):
+    """Labelled images that are fetched by row, in any order.
+
+    Attributes:
+        shape: ``(C, H, W)`` of every image.
         labels: ``(N,)`` int64.
-        scale: what an integer of 1.0 would be: 255 of most images, 16 of the digits.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, *, scale: int = 255) -> None:
-        self.images = images
-        self.labels = labels
-        self.scale = scale
+    shape: tuple[int, int, int]
+    labels: Tensor
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, rows: Tensor | slice | Sequence[int]) -> Batch:
-        """Images ``(n, C, H, W)`` float32 in [0, 1] and labels ``(n,)``; always copies.
+    @abstractmethod
+    def fetch(self, rows: Rows) -> Batch:
+        """Images ``(n, C, H, W)`` float32 in [0, 1] and labels ``(n,)``, on the CPU.
 
         Args:
             rows: indices (an int64 tensor or a list) in any order, or a slice.
@@ -43,23 +45,17 @@ class Split:
         Raises:
             DataError: for a boolean mask, which would be read as rows 0 and 1.
         """
-        if not isinstance(rows, slice):
-            index = torch.as_tensor(rows)
-            if index.dtype == torch.bool:
-                raise DataError("rows are indices, found a boolean mask; give mask.nonzero()[:, 0]")
-            rows = index.to(torch.long)
-        images, labels = self.images[rows], self.labels[rows]
-        x = images.to(torch.float32, copy=True)
-        if not images.is_floating_point():
-            x = x.div_(self.scale)
-        return Batch(x, labels.clone())
 
+    @abstractmethod
     def subset(self, rows: Tensor) -> Split:
         """A split of these rows ``(n,)`` alone, in their order."""
-        return Split(self.images[rows], self.labels[rows], scale=self.scale)
 
-    @classmethod
-    def from_arrays(cls, x: Any, y: Any, *, classes: int | None = None) -> Split:
+    def stream(self, batches: Iterable[Rows]) -> Iterator[Batch]:
+        """`fetch` of each of these rows in turn; a split that decodes may work ahead."""
+        return map(self.fetch, batches)
+
+    @staticmethod
+    def from_arrays(x: Any, y: Any, *, classes: int | None = None) -> ArraySplit:
         """A split of one's own images and labels, checked.
 
         Args:
@@ -76,7 +72,51 @@ class Split:
             problems.append(f"{len(images)} images, but {len(labels)} labels")
         if problems:
             raise DataError(f"images and labels cannot be used: {'; '.join(problems)}")
-        return cls(images.detach().to(torch.float32), labels.detach().to(torch.int64))
+        return ArraySplit(images.detach().to(torch.float32), labels.detach().to(torch.int64))
+
+
+def as_index(rows: Rows) -> Tensor | slice:
+    """Rows as an int64 tensor or a slice.
+
+    Raises:
+        DataError: for a boolean mask.
+    """
+    if isinstance(rows, slice):
+        return rows
+    index = torch.as_tensor(rows)
+    if index.dtype == torch.bool:
+        raise DataError("rows are indices, found a boolean mask; give mask.nonzero()[:, 0]")
+    return index.to(torch.long)
+
+
+class ArraySplit(Split):
+    """Labelled images in memory.
+
+    Args:
+        images: ``(N, C, H, W)``, integers from 0 to `scale` (uint8), or floats in [0, 1].
+        labels: ``(N,)`` int64.
+        scale: what an integer of 1.0 would be: 255 of most images, 16 of the digits.
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor, *, scale: int = 255) -> None:
+        _, C, H, W = images.shape
+        self.shape = (C, H, W)
+        self.images = images
+        self.labels = labels
+        self.scale = scale
+
+    def fetch(self, rows: Rows) -> Batch:
+        """See `Split`; always copies."""
+        rows = as_index(rows)
+        images, labels = self.images[rows], self.labels[rows]
+        x = images.to(torch.float32, copy=True)
+        if not images.is_floating_point():
+            x = x.div_(self.scale)
+        return Batch(x, labels.clone())
+
+    def subset(self, rows: Tensor) -> ArraySplit:
+        """See `Split`."""
+        return ArraySplit(self.images[rows], self.labels[rows], scale=self.scale)
 
 
 def _image_problems(images: Tensor) -> list[str]:
@@ -152,7 +192,9 @@ def load_data(
     """
     known = catalog.info(name)
     splits = readers.read(known, root=root, download=download)
-    train, test = (Split(images, labels, scale=splits.scale) for images, labels in splits.parts)
+    train, test = (
+        ArraySplit(images, labels, scale=splits.scale) for images, labels in splits.parts
+    )
     held_out, used = _divide(known.name, len(train), limit=limit, validation=validation)
     task = Task(
         name=known.name,

@@ -119,7 +119,7 @@ def check_images(subjects: Sequence[Subject], images: Images) -> None:
     """
     if not len(images.split):
         raise DataError(f"{images.name} has no test images; an evaluation needs at least one")
-    shape = tuple(images.split.images.shape[1:])
+    shape = tuple(images.split.shape)
     for subject in subjects:
         task = subject.model.task
         if task is not None and tuple(task.shape) != shape:
