@@ -25,6 +25,7 @@ from phalanx.errors import (
     PluginLoadError,
 )
 from phalanx.specs import ComponentSpec
+from phalanx.storage import check_output, keeping, reason_of, write_atomically
 
 GROUP = "phalanx.plugins"
 CORE = "core"
@@ -99,14 +100,14 @@ def scan(entries: Iterable[EntryPoint] | None = None) -> list[FoundPlugin]:
     found: dict[tuple[str, str, str], FoundPlugin] = {}
     for entry in entries:
         dist = entry.dist
-        name = "" if dist is None else dist.metadata["Name"]
+        name = "" if dist is None else dist.metadata["Name"] or "unnamed"
         key = (entry.name, entry.value, canonicalize_name(name))
         if key not in found:
             found[key] = FoundPlugin(
                 id=entry.name,
                 target=entry.value,
                 dist=name,
-                version="" if dist is None else dist.version,
+                version="" if dist is None else dist.version or "",
                 requires=() if dist is None else _core_requirements(dist.requires or ()),
                 location="" if dist is None else str(dist.locate_file("")),
             )
@@ -194,15 +195,19 @@ def read_disabled(path: Path) -> tuple[str, ...]:
     """The ids of the plugins that the user disabled, sorted.
 
     Raises:
-        ConfigError: if the file is there but is not what `write_disabled` writes.
+        ConfigError: if the file is there but cannot be read, or is not what `write_disabled`
+            writes.
     """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         disabled = stored["disabled"]
         if not all(isinstance(name, str) for name in disabled):
             raise TypeError("an id is not text")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # a HOME that is /dev/null holds no choice
         return ()
+    except OSError as error:
+        problem = f"cannot be read: {reason_of(error)}; set XDG_CONFIG_HOME to another folder"
+        raise ConfigError([problem], source=str(path)) from error
     except (ValueError, KeyError, TypeError) as error:
         problem = 'cannot be read; write {"disabled": []} into it, or delete it'
         raise ConfigError([problem], source=str(path)) from error
@@ -210,8 +215,15 @@ def read_disabled(path: Path) -> tuple[str, ...]:
 
 
 def write_disabled(path: Path, disabled: Iterable[str]) -> None:
-    """Store the ids of the disabled plugins, atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".new")
-    draft.write_text(json.dumps({"disabled": sorted(set(disabled))}) + "\n", encoding="utf-8")
-    draft.replace(path)
+    """Store the ids of the disabled plugins, atomically.
+
+    Raises:
+        OutputError: if the file cannot be written.
+        StorageError: if the disk is full.
+    """
+    check_output(
+        path.parent, "the settings' folder", way_out="set PHALANX_DISABLE, or XDG_CONFIG_HOME"
+    )
+    text = json.dumps({"disabled": sorted(set(disabled))})
+    with keeping("the choice of before stands"):
+        write_atomically(path, f"{text}\n".encode())

@@ -13,7 +13,9 @@
     │  ├─ ConfigError                a config with one or several problems, all told at once
     │  ├─ ThreatModelError           a norm or budget that this attack or data set cannot take
     │  ├─ DataError                  a data set is missing or not what it should be
-    │  └─ ArtifactError              a checkpoint, run or report is missing, damaged or foreign
+    │  ├─ ArtifactError              a checkpoint, run or report is missing, damaged or foreign
+    │  └─ OutputError                a place for results cannot be written, or is in use
+    ├─ StorageError                  a disk is full or fails while results are written
     ├─ TrainingError                 a loss that is not finite, phases that share weights
     └─ EvaluationError
        ├─ BudgetViolation            a returned example lies outside the ball or the box
@@ -98,6 +100,22 @@ class DataError(InputError):
 
 class ArtifactError(InputError):
     """A checkpoint, run folder or report is missing, damaged or of another config."""
+
+
+class OutputError(InputError):
+    """A place for results cannot be written, or another process writes there."""
+
+
+class StorageError(PhalanxError):
+    """A file could not be written: the disk is full, or fails.
+
+    `problem` says which file and why, `kept` what is safe and how to go on; the cause is chained.
+    """
+
+    def __init__(self, problem: str, kept: str = "") -> None:
+        self.problem = problem
+        self.kept = kept
+        super().__init__(f"{problem}; {kept}" if kept else problem)
 
 
 class TrainingError(PhalanxError):

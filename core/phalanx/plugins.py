@@ -23,6 +23,10 @@ from phalanx import builtin, hookspecs
 from phalanx.discovery import GROUP, FoundPlugin, PluginFailure, Stage, check
 from phalanx.errors import DuplicatePluginError, PluginContractError
 from phalanx.specs import ComponentSpec
+from phalanx.timelimit import TimeLimit, limited
+
+IMPORT_SECONDS = 5.0
+"""Limit of a plugin's thin import and of asking for its components."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +105,11 @@ def add(loaded: Loaded, found: FoundPlugin, plugin: Any, seconds: float = 0.0) -
         _check_hooks(loaded.manager, found, plugin)
         loaded.manager.register(plugin, name=found.id)
         stage = "components"
-        components = _components(loaded.manager, found, plugin)
-    except (Exception, SystemExit) as error:  # isolation: a plugin's code may raise anything
-        _fail(loaded, PluginFailure(found, stage, error), plugin)
+        components = limited(IMPORT_SECONDS, lambda: _components(loaded.manager, found, plugin))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # isolation: a plugin's code may raise anything
+        _fail(loaded, PluginFailure(found, stage, _told(error, "phalanx_components")), plugin)
     else:
         loaded.plugins.append(LoadedPlugin(found, plugin, components, seconds))
 
@@ -138,11 +144,20 @@ def _load_one(loaded: Loaded, found: FoundPlugin, core_version: str) -> None:
     try:
         check(found, core_version)
         stage = "import"
-        plugin = EntryPoint(found.id, found.target, GROUP).load()
-    except (Exception, SystemExit) as error:  # isolation: a plugin's code may raise anything
-        _fail(loaded, PluginFailure(found, stage, error), None)
+        plugin = limited(IMPORT_SECONDS, EntryPoint(found.id, found.target, GROUP).load)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # isolation: a plugin's code may raise anything
+        _fail(loaded, PluginFailure(found, stage, _told(error, "its import")), None)
     else:
         add(loaded, found, plugin, time.perf_counter() - start)
+
+
+def _told(error: BaseException, what: str) -> BaseException:
+    """The error as a user should read it: running out of time in words."""
+    if isinstance(error, TimeLimit):
+        return TimeoutError(f"timed out: {what} did not end within {IMPORT_SECONDS:g} s")
+    return error
 
 
 def _refuse_ids(loaded: Loaded, claimants: Sequence[FoundPlugin]) -> None:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ import phalanx
 from phalanx import builtin, catalog, discovery, plugins as loading
 from phalanx.errors import (
     DuplicatePluginError,
+    PhalanxError,
     PluginContractError,
     PluginHookWarning,
     PluginLoadError,
@@ -158,8 +160,33 @@ class Registry:
         return {} if family is None else {"name": name.removeprefix(family)}
 
     def create(self, kind: Kind, name: str, config: Spec, *args: Any) -> Any:
-        """Build a component from its validated config."""
-        return self.factory(kind, name)(config, *args)
+        """Build a component from its validated config.
+
+        Raises:
+            PluginContractError: if the component's own code fails; names its plugin.
+        """
+        factory = self.factory(kind, name)
+        with self.blamed(kind, name, "cannot be built"):
+            return factory(config, *args)
+
+    @contextmanager
+    def blamed(self, kind: Kind, name: str, what: str) -> Iterator[None]:
+        """Lay what the code of a component raises inside at its plugin's door.
+
+        Raises:
+            PluginContractError: for any exception that is not one of Phalanx.
+        """
+        try:
+            yield
+        except (PhalanxError, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # isolation: a plugin's code may raise anything
+            told = f"{what}: {discovery.describe(error)}; tell its authors, or leave it out"
+            raise self.broken(kind, name, told) from error
+
+    def broken(self, kind: Kind, name: str, what: str) -> PluginContractError:
+        """The error for a component that does not do what its kind does."""
+        return _broken(self.find(kind, name), what)
 
     def register(self, spec: ComponentSpec) -> None:
         """Add a component in process, by its dotted strings.
@@ -231,7 +258,9 @@ class Registry:
             others = [other for other in manager.get_plugins() if other is not one.plugin]
             try:
                 manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
-            except Exception as error:  # isolation: an observer may raise anything
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # isolation: an observer may raise anything, to exit
                 warnings.warn(
                     f"plugin {one.id!r} ({one.found.label}): {hook} failed and was left out: "
                     f"{discovery.describe(error)}",
@@ -264,7 +293,9 @@ def _resolve(found: Registered, dotted: str) -> Any:
         return loading.resolve(dotted)
     except AttributeError as error:
         raise _broken(found, f"there is no {dotted!r}") from error
-    except (Exception, SystemExit) as error:  # isolation: a plugin's module may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # isolation: a plugin's module may raise anything
         text = f"{found.spec.kind} {found.spec.name!r}: {dotted!r} did not import"
         raise PluginLoadError(
             f"{text}: {discovery.describe(error)}",
@@ -275,8 +306,9 @@ def _resolve(found: Registered, dotted: str) -> Any:
 
 
 def _broken(found: Registered, what: str) -> PluginContractError:
+    label = f" ({found.dist} {found.version})" if found.dist else ""
     return PluginContractError(
-        f"{found.spec.kind} {found.spec.name!r} of plugin {found.plugin!r}: {what}",
+        f"{found.spec.kind} {found.spec.name!r} of plugin {found.plugin!r}{label}: {what}",
         plugin=found.plugin,
         dist=found.dist,
         version=found.version,

@@ -2,7 +2,7 @@
 
 import pytest
 
-from phalanx.cli.common import parse_set
+from phalanx.cli.common import parse_set, run_kept
 from phalanx.errors import ConfigError
 
 
@@ -46,3 +46,31 @@ def test_all_problems_at_once():
         "  'x.y=2' contradicts an earlier --set\n"
         "  'z=2' contradicts an earlier --set"
     )
+
+
+@pytest.mark.parametrize(
+    ("files", "told"),
+    [
+        ({}, "no checkpoint had been written, so nothing is kept in {}"),
+        ({"state.json": "{"}, "no checkpoint had been written, so nothing is kept in {}"),
+        (
+            {"state.json": '{"running": null, "finished": []}'},
+            "no checkpoint had been written, so nothing is kept in {}",
+        ),
+        (
+            {"state.json": '{"running": {"epoch": 1}, "finished": []}'},
+            "the last checkpoint is kept; go on with: phalanx train '{0}'/config.json --resume "
+            "--out '{0}'",
+        ),
+        (
+            {"state.json": '{"running": null, "finished": [1]}', "manifest.json": "{}"},
+            "the run in {0} is finished: phalanx evaluate '{0}' --out '{0}'/report",
+        ),
+    ],
+)
+def test_what_an_interrupted_training_leaves(tmp_path, files, told):
+    folder = tmp_path / "my run"  # the line can be pasted into a shell
+    folder.mkdir()
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    assert run_kept(folder) == told.format(folder)

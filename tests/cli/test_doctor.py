@@ -2,11 +2,17 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from phalanx import cli
 from phalanx.cli import doctor
+
+PLUGINS = sorted(
+    found.parent.name for found in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")
+)
+"""All of ours; requirements-dev.txt installs them."""
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +87,18 @@ def test_time_limit(monkeypatch):
     assert doctor._probe("import", "pdd", 10)["problems"] == ["its import did not end within 10 s"]
 
 
+@pytest.mark.parametrize("printed", ["", "hello", "{}", "[1]", '{"problems": 3'])
+def test_a_process_that_ends_without_an_answer(monkeypatch, printed):
+    def silent(*arguments, **rest):
+        return subprocess.CompletedProcess(arguments, 0, stdout=f"{printed}\n", stderr="why\n")
+
+    monkeypatch.setattr(doctor.subprocess, "run", silent)
+    found = doctor._probe("import", "pdd", 10)
+    assert found["problems"] == ["its process ended with code 0: why"]
+
+
 def test_unknown_plugin(capsys):
     assert cli.main(["doctor", "nope"]) == 2
-    assert capsys.readouterr().err == "error: unknown plugin 'nope'; installed: core, clm, pdd\n"
+    assert capsys.readouterr().err == (
+        f"error: unknown plugin 'nope'; installed: core, {', '.join(PLUGINS)}\n"
+    )

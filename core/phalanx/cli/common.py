@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
+import sys
+import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -17,6 +22,8 @@ if TYPE_CHECKING:
 
 SLOW_IMPORT = 1.0
 """Seconds after which a plugin's import is named."""
+_SECONDS = 3.0
+"""Between two lines on the check of a folder's files."""
 
 
 def echo(text: str = "") -> None:
@@ -38,7 +45,8 @@ def load_registry() -> Registry:
     """The default registry; plugins that failed or were slow are named on standard error."""
     from phalanx.registry import default_registry
 
-    registry = default_registry()
+    with contextlib.redirect_stdout(sys.stderr):  # a plugin may print, and --json must stay JSON
+        registry = default_registry()
     for failure in registry.failures:
         warn(str(failure))
     for plugin in registry.plugins:
@@ -48,6 +56,38 @@ def load_registry() -> Registry:
                 f"import: its plugin module should import nothing heavy"
             )
     return registry
+
+
+def run_kept(out: Path) -> str:
+    """What an interrupted training leaves in its run folder, and how to go on."""
+    folder = shlex.quote(str(out))
+    if (out / "manifest.json").exists():
+        return f"the run in {out} is finished: phalanx evaluate {folder} --out {folder}/report"
+    try:
+        state = json.loads((out / "state.json").read_bytes())
+        kept = bool(state["running"] or state["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = False
+    if not kept:
+        return f"no checkpoint had been written, so nothing is kept in {out}"
+    go_on = f"phalanx train {folder}/config.json --resume --out {folder}"
+    return f"the last checkpoint is kept; go on with: {go_on}"
+
+
+def files_checked() -> Callable[[int, int], None]:
+    """What says on standard error how far the check of a folder's files is.
+
+    A line at its end, if that took a while, and every few seconds before.
+    """
+    said = time.monotonic()
+
+    def told(done: int, files: int) -> None:
+        nonlocal said
+        if time.monotonic() - said >= _SECONDS:
+            said = time.monotonic()
+            warn(f"checked {done} of {files} files")
+
+    return told
 
 
 def absence(registry: Registry, plugin: CatalogPlugin) -> tuple[str, str]:

@@ -99,19 +99,31 @@ def _probe(stage: str, plugin: str, seconds: float) -> dict[str, Any]:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
+            stdin=subprocess.DEVNULL,
             timeout=seconds,
             env=environ,
             check=False,
         )
     except subprocess.TimeoutExpired:
         return {"stage": stage, "problems": [f"its import did not end within {seconds:g} s"]}
-    lines = ended.stdout.strip().splitlines()
-    if ended.returncode == 0 and lines:
-        answer: dict[str, Any] = json.loads(lines[-1])
+    answer = _answer(ended.stdout) if ended.returncode == 0 else None
+    if answer is not None:
         return {"stage": stage, **answer}
     last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
     how = f"signal {-ended.returncode}" if ended.returncode < 0 else f"code {ended.returncode}"
     return {"stage": stage, "problems": [f"its process ended with {how}: {last}"]}
+
+
+def _answer(text: str) -> dict[str, Any] | None:
+    """The probe's line of JSON; a plugin may have printed before it and after it."""
+    for line in reversed(text.splitlines()):
+        try:
+            found = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(found, dict) and "problems" in found:
+            return found
+    return None
 
 
 def _find_clashes(findings: list[dict[str, Any]]) -> None:
@@ -156,7 +168,7 @@ def _fix(finding: dict[str, Any]) -> str:
     error = finding.get("error", "")
     if error == "DuplicatePluginError":
         fix = f"pip uninstall {package}"
-    elif error == "IncompatiblePluginError":
+    elif error == "IncompatiblePluginError" or _wants_another_api(finding):
         fix = f"install a version of {package} that is made for phalanx {_version('phalanx')}"
     elif home is not None:
         fix = f"install it again, with its dependencies: {home.install}"
@@ -165,6 +177,11 @@ def _fix(finding: dict[str, Any]) -> str:
     else:
         fix = f"tell the authors of {label}"
     return f"{fix}; until then: phalanx plugin disable {finding['id']}"
+
+
+def _wants_another_api(finding: dict[str, Any]) -> bool:
+    """Whether it asks phalanx.api for a name that this version does not have."""
+    return any("'phalanx.api'" in problem for problem in finding["problems"])
 
 
 def _version(package: str) -> str:

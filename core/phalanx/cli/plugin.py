@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from phalanx import discovery
-from phalanx.cli import help_of
 from phalanx.cli.common import echo, echo_json
+from phalanx.cli.frame import help_of
 from phalanx.errors import InputError
 
 Name = Annotated[str, typer.Argument(help="The plugin's id, as 'phalanx plugin list' shows it.")]

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from phalanx.cli.common import echo, echo_json, load_registry, warn
+from phalanx.cli.stopping import keeps
+from phalanx.storage import check_output, keeping
 
 if TYPE_CHECKING:
     from phalanx.registry import Registry
@@ -62,8 +64,28 @@ def command(
 
     Repeated, it reads what is there already: finished runs and finished cells.
     """
-    from phalanx.cli.evaluate_progress import EvaluationProgress
+    check_output(out)
+    kept = f"what is finished is kept in {out}"
+    with (
+        keeps(lambda: f"{kept}: the same command again goes on"),
+        keeping(f"{kept}: make space, and the same command again goes on"),
+    ):
+        report, page, last = _all(out, seed)
+    if as_json:
+        echo_json(report.to_json())
+        return
     from phalanx.cli.report import print_report
+
+    print_report(report)
+    for note in report.notes:
+        echo(f"note: {note}")
+    echo(f"report: {page}")
+    echo(f"next: phalanx list; phalanx show {last}; phalanx train --help")
+
+
+def _all(out: Path, seed: int) -> tuple[Report, Path, str]:
+    """The report, its page, and the name of the defense that was trained last."""
+    from phalanx.cli.evaluate_progress import EvaluationProgress
     from phalanx.report.model import Report
 
     registry = load_registry()
@@ -83,24 +105,12 @@ def command(
     data = load_data("digits")
     protocol = load_protocol("quick", threat=data.threat, registry=registry)
     plan = Plan(protocol.attacks, limit=protocol.limit, protocol=protocol.name)
-    try:
-        with EvaluationProgress() as progress:
-            found = evaluate_models(
-                subjects_of(runs), data, plan, out=folder, seed=seed, progress=progress
-            )
-    except KeyboardInterrupt:
-        warn(f"interrupted; what is finished is kept in {out}: the same command again goes on")
-        raise typer.Exit(130) from None
+    with EvaluationProgress() as progress:
+        found = evaluate_models(
+            subjects_of(runs), data, plan, out=folder, seed=seed, progress=progress
+        )
     report = Report(found.rows, found.environment, found.failed, notes=tuple(notes(found)))
-    page = report.save(folder)
-    if as_json:
-        echo_json(report.to_json())
-        return
-    print_report(report)
-    for note in report.notes:
-        echo(f"note: {note}")
-    echo(f"report: {page}")
-    echo(f"next: phalanx list; phalanx show {runs[-1].config.defense.use}; phalanx train --help")
+    return report, report.save(folder), names[-1]
 
 
 def _installed(registry: Registry) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from phalanx.cli.common import echo, echo_json
+from phalanx.storage import check_output, keeping
 
 if TYPE_CHECKING:
     from phalanx.evaluation.rows import Row
@@ -42,7 +43,9 @@ def command(
     from phalanx.report.model import Report
 
     report = Report.load(folder)
-    page = report.save(folder)
+    check_output(folder, "DIR", way_out="copy it to a folder that can be written")
+    with keeping(f"{folder}/report.json stands: make space, and give the same command again"):
+        page = report.save(folder)
     if form is Format.JSON:
         echo_json(report.to_json())
     elif form is Format.MD:

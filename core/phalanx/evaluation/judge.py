@@ -10,7 +10,13 @@ from torch import Tensor, nn
 
 from phalanx import randomness
 from phalanx.defense import DefendedModel, cast_like
-from phalanx.errors import DataError, NonFiniteError, PluginContractError
+from phalanx.errors import (
+    DataError,
+    EvaluationError,
+    NonFiniteError,
+    PhalanxError,
+    PluginContractError,
+)
 from phalanx.evaluation.scoring import Draws
 
 FRESH_DRAWS = 20
@@ -49,15 +55,28 @@ class Judge:
             NonFiniteError: if a score is NaN or infinite.
             PluginContractError: if scores are not ``(N, K)``.
             DataError: if a label is not below K.
+            EvaluationError: if the model fails on the images.
         """
         rows = []
         with answering(self.model), torch.no_grad():
             x = cast_like(x, self.model)
-            for function in self._functions(first_row):
-                scores = function.eval()(x)
-                self._check(scores, y)
-                rows.append(scores.argmax(1) == y)
+            for scores in self._answers(x, first_row):
+                rows.append(self._checked(scores, y).argmax(1) == y)
         return torch.stack(rows).to("cpu", torch.uint8)
+
+    def _answers(self, x: Tensor, first_row: int) -> Iterator[object]:
+        """What each function answers; each gets a copy, since some networks change their input."""
+        try:
+            for function in self._functions(first_row):
+                yield function.eval()(x.clone())
+        except PhalanxError:
+            raise
+        except (Exception, SystemExit) as error:  # somebody's network raises anything
+            raise EvaluationError(
+                f"{type(self.model).__name__} failed on {len(x)} images {tuple(x.shape[1:])}: "
+                f"{type(error).__name__}: {error}; it must take float images (N, C, H, W) in "
+                f"[0, 1] on {x.device}, and answer (N, K) scores"
+            ) from error
 
     def _functions(self, first_row: int) -> Iterator[nn.Module]:
         """The functions that answer, one at a time."""
@@ -68,14 +87,28 @@ class Judge:
         for r in range(FRESH_DRAWS if self.model.stochastic else 1):
             yield self.model.serve(randomness.key(*self.stream, "judge", r, first_row))
 
-    def _check(self, scores: Tensor, y: Tensor) -> None:
+    def _checked(self, scores: object, y: Tensor) -> Tensor:
+        """The scores, on the labels' device, if they can be judged."""
         name = type(self.model).__name__
-        if scores.ndim != 2 or len(scores) != len(y):
+        if not isinstance(scores, Tensor):
             raise PluginContractError(
-                f"{name} answered {len(y)} images with scores of shape {tuple(scores.shape)}; "
-                "they must be (N, K), one row for each image",
+                f"{name} answered with a {type(scores).__name__}, not with a tensor of scores "
+                "(N, K); wrap it so that forward returns the logits alone",
                 plugin=type(self.model).__module__,
             )
+        if scores.ndim != 2 or len(scores) != len(y) or scores.shape[1] < 2:
+            raise PluginContractError(
+                f"{name} answered {len(y)} images with scores of shape {tuple(scores.shape)}; "
+                "they must be (N, K), one row for each image and one column for each of K >= 2 "
+                "classes",
+                plugin=type(self.model).__module__,
+            )
+        if scores.device.type == "meta":
+            raise PluginContractError(
+                f"{name} answered with a tensor without data (device meta); load its weights first",
+                plugin=type(self.model).__module__,
+            )
+        scores = scores.to(y.device)
         broken = int((~scores.isfinite()).any(1).sum())
         if broken:
             raise NonFiniteError(
@@ -89,6 +122,7 @@ class Judge:
                 f"the data has a label {int(y.max())}, but {name} tells {self.classes} classes "
                 "apart: evaluate it on the data set it was made for"
             )
+        return scores
 
 
 @contextmanager

@@ -6,8 +6,10 @@ import contextlib
 import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from torch import nn
 
 from phalanx.attack import Attack
 from phalanx.config import UseAttack
@@ -192,8 +194,9 @@ class Loop:
             return clean_outcome(model, cell, split, batch=self._batch, done=done)
         create = self._registry.create
         attack: Attack[Any] = create(Kind.ATTACK, task.use.use, task.use.params)
+        view = _guarded(task.view, task.view_name)
         return attacked_outcome(
-            model, cell, split, view=task.view, attack=attack, batch=self._batch, done=done
+            model, cell, split, view=view, attack=attack, batch=self._batch, done=done
         )
 
     def _count(self, plan: Plan) -> int:
@@ -205,6 +208,22 @@ class Loop:
         if count not in self._digests:
             self._digests[count] = digest_of_rows(self._images.split, count)
         return self._digests[count]
+
+
+def _guarded(view: View, name: str) -> View:
+    """The view, whose failure to open ends its cell alone."""
+
+    def opened(seed: int) -> nn.Module:
+        try:
+            return view.open(seed)
+        except PhalanxError:
+            raise
+        except Exception as error:  # a plugin's view raises anything
+            raise EvaluationError(
+                f"view {name!r} cannot be opened: {type(error).__name__}: {error}"
+            ) from error
+
+    return replace(view, open=opened)
 
 
 def _tasks(subject: Subject, plan: Plan) -> list[_Task]:

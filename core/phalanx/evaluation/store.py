@@ -18,9 +18,12 @@ from torch import Tensor
 
 from phalanx.errors import ArtifactError, PhalanxWarning
 from phalanx.evaluation.cell import Cell, Outcome
+from phalanx.storage import remove_parts
 from phalanx.training.files import read_tensors, write_tensors
 
 _BITS = "bits"
+_ABANDONED = 3600.0
+"""Seconds after which an unfinished file is nobody's: several evaluations may share a folder."""
 
 
 class CellStore:
@@ -32,6 +35,8 @@ class CellStore:
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
+        if folder is not None:
+            remove_parts(folder, older_than=_ABANDONED)
 
     def path(self, cell: Cell) -> Path | None:
         """The cell's file, there or not."""
@@ -49,7 +54,11 @@ class CellStore:
             return None
 
     def put(self, cell: Cell, outcome: Outcome) -> None:
-        """Store a finished cell, atomically."""
+        """Store a finished cell, atomically.
+
+        Raises:
+            StorageError: if the disk is full; the cells before are kept.
+        """
         path = self.path(cell)
         if path is None:
             return

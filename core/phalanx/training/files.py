@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,23 +13,18 @@ from safetensors.torch import save
 from torch import Tensor
 
 from phalanx.errors import ArtifactError
+from phalanx.storage import reason_of, write_atomically
 
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is either the old one or the new one, whatever happens."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+__all__ = [
+    "has_nan",
+    "read_json",
+    "read_tensors",
+    "sha256",
+    "what_is",
+    "write_atomically",
+    "write_json",
+    "write_tensors",
+]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -49,8 +42,10 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ArtifactError(f"{path} is missing: is {path.parent} a run folder?") from None
-    except (ValueError, UnicodeDecodeError) as error:
+    except ValueError as error:  # of JSON or UTF-8
         raise ArtifactError(f"{path} is damaged: {error}; restore it from a copy") from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {reason_of(error)}") from error
 
 
 def sha256(path: Path) -> str:
@@ -85,20 +80,63 @@ def read_tensors(path: Path, digest: str | None = None) -> tuple[dict[str, Tenso
         ArtifactError: if it is missing, is no safetensors file, or has another hash.
     """
     if not path.is_file():
-        raise ArtifactError(f"{path} is missing")
+        raise ArtifactError(f"{path} is {'a folder' if path.is_dir() else 'missing'}")
     try:
         if digest is not None and (found := sha256(path)) != digest:
             raise ArtifactError(
                 f"{path} is damaged: its sha256 is {found[:16]}…, its manifest says "
-                f"{digest[:16]}…; restore it from a copy"
+                f"{digest[:16]}…; restore it from a copy, or make it again"
             )
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             return tensors, _header(file.metadata())
     except SafetensorError as error:
         raise ArtifactError(
-            f"{path} is not a whole safetensors file ({error}); restore it from a copy"
+            f"{path} is not a whole safetensors file: it is {what_is(path)}; {_way_out(path)}"
         ) from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {reason_of(error)}") from error
+
+
+def has_nan(value: Tensor) -> bool:
+    """Whether a tensor holds NaN; infinity may be meant, as in the mask of an attention."""
+    return value.is_floating_point() and bool(value.isnan().any())
+
+
+def what_is(path: Path) -> str:
+    """What a file's first bytes say that it is, for messages."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+    if not start:
+        return "empty"
+    for magic, name in _MAGIC.items():
+        if start.startswith(magic):
+            return name
+    if len(start) > 8 and start[8:9] == b"{":
+        return "a safetensors file that is cut short or damaged"
+    try:
+        start[: start.rfind(b"\n") + 1 or None].decode()
+    except UnicodeDecodeError:
+        return "in no format that Phalanx knows"
+    return "text"
+
+
+_PICKLED = "a pickle, as torch.save writes it"
+_MAGIC = {
+    b"PK\x03\x04": "a zip archive, as torch.save writes it",
+    b"\x80": _PICKLED,
+    b"\x89HDF": "an HDF5 file",
+    b"\x1f\x8b": "compressed by gzip",
+}
+
+
+def _way_out(path: Path) -> str:
+    """What to do with a file that is no whole safetensors file."""
+    if "torch.save" in what_is(path):
+        return "a checkpoint of a PyTorch model is turned over by `phalanx convert`"
+    if what_is(path) == "text":
+        return "give a run folder, or the weights.safetensors in one"
+    return "restore it from a copy, or make it again"
 
 
 def _header(metadata: Mapping[str, str] | None) -> dict[str, str]:
