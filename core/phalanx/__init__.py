@@ -9,7 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from phalanx.art.reading import from_art
     from phalanx.evaluation.evaluate import evaluate
+    from phalanx.nn.foreign import wrap
     from phalanx.registry import default_registry, defense, register
     from phalanx.report.model import Report
     from phalanx.specs import L1, L2, Linf, NoBall, Union
@@ -29,9 +31,11 @@ _MODULE_OF = {
     "default_registry": "phalanx.registry",
     "defense": "phalanx.registry",
     "evaluate": "phalanx.evaluation.evaluate",
+    "from_art": "phalanx.art.reading",
     "load": "phalanx.training.artifacts",
     "register": "phalanx.registry",
     "train": "phalanx.training.run",
+    "wrap": "phalanx.nn.foreign",
 }
 
 __all__ = [
@@ -45,9 +49,11 @@ __all__ = [
     "default_registry",
     "defense",
     "evaluate",
+    "from_art",
     "load",
     "register",
     "train",
+    "wrap",
 ]
 
 

@@ -411,8 +411,10 @@ def test_a_limit_below_one(limit: int) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_computed() -> None:
-    with pytest.raises(InputError, match=r"takes a phalanx.defense.DefendedModel, found torch"):
-        run(torch.nn.Linear(2, 2))
+    with pytest.raises(InputError, match=r"takes a torch.nn.Module .*, found builtins.str"):
+        run("resnet18")
+    with pytest.raises(InputError, match=r"is a phalanx.defense.DefendedModel, found torch.nn"):
+        evaluate_models([Subject("a", nn.Linear(2, 2), "1")], images(4), Plan(()))  # type: ignore[arg-type]
     with pytest.raises(DataError, match="toy has no test images"):
         run(Plain(), n=0)
     model = Plain()

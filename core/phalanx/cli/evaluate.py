@@ -1,19 +1,24 @@
-"""``phalanx evaluate``: attack trained runs through every view, and write a report."""
+"""``phalanx evaluate``: attack trained runs, or a foreign model, and write a report."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from phalanx.cli.common import echo, echo_json, load_registry, warn
+from phalanx.cli.common import echo, echo_json, files_checked, load_registry
+from phalanx.cli.evaluate_data import AskedData, data_of_model, data_of_runs
+from phalanx.cli.foreign_model import asked_for
+from phalanx.cli.stopping import keeps
+from phalanx.cli.threats import Norm, threat_of
 from phalanx.errors import InputError
+from phalanx.storage import check_output, keeping
 
 if TYPE_CHECKING:
+    from phalanx.config import EvaluationConfig
     from phalanx.data.sets import Data
     from phalanx.evaluation.subjects import Plan, Subject
     from phalanx.registry import Registry
@@ -28,15 +33,14 @@ EPILOG = """Examples:
 
   phalanx evaluate runs/clm --attack pgd:step=2/255,steps=40 --attack art/DeepFool \\
       --view one-draw --norm linf --eps 0.3 --out report
+
+  phalanx evaluate --model resnet20_cifar --model-option shortcut=pad --weights FILE.safetensors \\
+      --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 --data cifar10 --norm linf --eps 0.5/255 \\
+      --limit 512 --out report
+
+  phalanx evaluate --model resnet18 --weights FILE --data folder --data-root ~/photos \\
+      --norm linf --eps 4/255 --out report
 """
-
-
-class Norm(StrEnum):
-    """Norms of a ball."""
-
-    LINF = "linf"
-    L2 = "l2"
-    L1 = "l1"
 
 
 @dataclass(frozen=True)
@@ -51,10 +55,26 @@ class _Asked:
 
 
 def command(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN…", help="Run folders, or weights files of runs.")
-    ],
     out: Annotated[Path, typer.Option(help="Report folder; finished cells are kept in it.")],
+    runs: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[RUN…]", help="Run folders, or weights files of runs."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Instead of RUN: a classifier of timm's registry.")
+    ] = None,
+    model_option: Annotated[
+        list[str] | None, typer.Option(help="key=value of --model; may be repeated.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="Trained weights of --model.")] = None,
+    classes: Annotated[
+        int | None, typer.Option(min=2, help="Of --model; absent: the data set's.")
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of --model's images in [0, 1], one number a channel: a,b,c.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Likewise; absent: the data set's.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data set, for --model.")] = None,
     protocol: Annotated[
         str | None, typer.Option(help="quick or standard; else as the run file says, else quick.")
     ] = None,
@@ -72,14 +92,28 @@ def command(
     limit: Annotated[int | None, typer.Option(min=1, help="First N test images.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of every draw.")] = 0,
     data_root: Annotated[
-        Path | None, typer.Option(help="Where the data sets are; else $PHALANX_DATA.")
+        Path | None,
+        typer.Option(help="Where the data sets are, else $PHALANX_DATA; or the folder of photos."),
     ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(min=1, help="Of --data folder: side of --model's images.")
+    ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Of a folder: leave out files that are no images."),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Attack trained runs through every view, and write DIR/report.html, .json and .md.
+    """Attack trained runs, or somebody's classifier, and write DIR/report.html, .json and .md.
 
     Each finished cell is kept in DIR: the same command again reads it and computes the rest.
     """
+    check_output(out)
+    foreign = asked_for(
+        model, options=model_option or (), weights=weights, classes=classes, mean=mean, std=std
+    )
+    if (foreign is None) == (not runs):
+        raise InputError("give RUN… or --model NAME with its --weights FILE, one of the two")
     if protocol is not None and attack:
         raise InputError("give --protocol or --attack, not both")
     asked = _Asked(
@@ -96,59 +130,37 @@ def command(
     import torch
 
     from phalanx.cli.evaluate_progress import EvaluationProgress
+    from phalanx.cli.foreign_model import subject_of
     from phalanx.cli.report import print_report
-    from phalanx.data import default_root
-    from phalanx.data.sets import load_data
+    from phalanx.config import EvaluationConfig
     from phalanx.evaluation.evaluate import evaluate_models
     from phalanx.training.artifacts import open_run
 
-    opened = [open_run(path) for path in dict.fromkeys(runs)]
-    data = load_data(_data_of(opened), root=data_root or default_root())
-    subjects = subjects_of(opened)
-    plans = [_plan(run, data, asked, registry) for run in opened]
-    torch.set_num_threads(max(run.config.training.threads for run in opened))
-    try:
+    opened = [open_run(path) for path in dict.fromkeys(runs or ())]
+    wanted = AskedData(data, data_root, image_size, skip_unreadable, told=files_checked())
+    if foreign is not None:
+        loaded = data_of_model(foreign, wanted)
+        subjects, own = [subject_of(foreign, loaded)], [EvaluationConfig()]
+    else:
+        loaded = data_of_runs(opened, wanted)
+        subjects, own = subjects_of(opened), [run.config.evaluation for run in opened]
+        torch.set_num_threads(max(run.config.training.threads for run in opened))
+    plans = [_plan(one, loaded, asked, registry) for one in own]
+    kept = f"finished cells are kept in {out}"
+    with (
+        keeps(lambda: f"{kept}: the same command again goes on"),
+        keeping(f"{kept}: make space, and the same command again goes on"),
+    ):
         with EvaluationProgress() as progress:
             report = evaluate_models(
-                subjects, data, plans, out=out, seed=seed, registry=registry, progress=progress
+                subjects, loaded, plans, out=out, seed=seed, registry=registry, progress=progress
             )
-    except KeyboardInterrupt:
-        warn(f"interrupted; finished cells are kept in {out}: the same command again goes on")
-        raise typer.Exit(130) from None
-    page = report.save(out)
+        page = report.save(out)
     if as_json:
         echo_json(report.to_json())
     else:
         print_report(report)
         echo(f"report: {page}")
-
-
-def threat_of(norm: Norm | None, eps: str | None) -> Threat | None:
-    """``--norm`` and ``--eps`` as a threat; None where neither is given.
-
-    Raises:
-        InputError: if only one is given, or eps is no radius of that norm.
-    """
-    from pydantic import ValidationError
-
-    from phalanx.specs import L1, L2, Linf
-
-    if norm is None and eps is None:
-        return None
-    if eps is None:
-        raise InputError(f"--norm {norm} needs --eps, such as --norm {norm} --eps 8/255")
-    if norm is None:
-        raise InputError(f"--eps {eps} needs --norm linf, l2 or l1")
-    kinds: dict[Norm, type[Linf | L2 | L1]] = {Norm.LINF: Linf, Norm.L2: L2, Norm.L1: L1}
-    try:
-        return kinds[norm](eps)
-    except ValidationError:
-        between = "between 0 and 1" if norm is Norm.LINF else "above 0"
-        hint = f"; did you mean {eps}/255?" if eps.isdigit() and 1 < int(eps) <= 255 else ""
-        raise InputError(
-            f"--eps {eps}: a radius in {norm} is in pixel units of [0, 1], so it must be a number "
-            f"{between}{hint}"
-        ) from None
 
 
 def subjects_of(runs: Sequence[Run]) -> list[Subject]:
@@ -183,24 +195,11 @@ def _known(table: dict[str, Any], registry: Registry) -> None:
     registry.config_class(Kind.ATTACK, table["use"])
 
 
-def _data_of(runs: Sequence[Run]) -> str:
-    """The data set of all runs."""
-    names = {run.config.data.use: run.path for run in runs}
-    if len(names) > 1:
-        told = ", ".join(f"{path} on {name}" for name, path in names.items())
-        raise InputError(
-            f"these runs were trained on different data ({told}); evaluate the runs of each data "
-            "set in a call of their own"
-        )
-    return next(iter(names))
-
-
-def _plan(run: Run, data: Data, asked: _Asked, registry: Registry) -> Plan:
-    """What the command line says, else the run's own [evaluation]."""
+def _plan(own: EvaluationConfig, data: Data, asked: _Asked, registry: Registry) -> Plan:
+    """What the command line says, else a run's own [evaluation]."""
     from phalanx.evaluation.protocol import load_protocol, resolve_attack, with_threat
     from phalanx.evaluation.subjects import Plan
 
-    own = run.config.evaluation
     threat = asked.threat or own.threat or data.threat
     if asked.attacks:
         uses = tuple(

@@ -14,30 +14,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from phalanx.config import UseAttack
-from phalanx.data.sets import Data
-from phalanx.defense import DefendedModel
 from phalanx.errors import EvaluationError, InputError, PhalanxError
 from phalanx.evaluation.cell import BLOCK
 from phalanx.evaluation.labels import parse_attack
 from phalanx.evaluation.loop import Loop
+from phalanx.evaluation.preflight import preflight
 from phalanx.evaluation.progress import Progress, Silence
 from phalanx.evaluation.protocol import load_protocol, resolve_attack
 from phalanx.evaluation.store import CellStore
 from phalanx.evaluation.subjects import (
+    AnyData,
     Images,
     Plan,
     Subject,
     check_images,
     check_limit,
-    check_model,
     check_plans,
     digest_of,
     images_of,
+    model_of,
+    name_of,
 )
 from phalanx.registry import Registry, default_registry
 from phalanx.specs import Threat, parse_threat
+from phalanx.storage import check_output
 
 if TYPE_CHECKING:
     from phalanx.report.model import Report
@@ -47,8 +50,8 @@ CELLS = "cells"
 
 
 def evaluate(
-    model: DefendedModel,
-    data: str | Data | tuple[Any, Any],
+    model: nn.Module | Any,
+    data: AnyData,
     *,
     protocol: str = "quick",
     threat: Threat | str | None = None,
@@ -64,9 +67,12 @@ def evaluate(
     """Attack a model through all its views, and report what is left of its accuracy.
 
     Args:
-        model: images ``(N, C, H, W)`` in [0, 1] to scores ``(N, K)``; its mode does not matter.
-        data: a data set's name (looked for in ``$PHALANX_DATA``), a `phalanx.data.Data`, or a
-            pair (x, y) of images and labels ``(N,)``.
+        model: images ``(N, C, H, W)`` in [0, 1] to scores ``(N, K)``: any `torch.nn.Module`, or
+            an ART ``PyTorchClassifier``; its mode does not matter. What it has to declare
+            (randomness, members, mean and std) goes through `phalanx.wrap`.
+        data: a data set's name (looked for in ``$PHALANX_DATA``), a `phalanx.data.Data`, a pair
+            (x, y) of images and labels ``(N,)``, or a torch ``Dataset`` or ``DataLoader`` of
+            (image, label).
         protocol: ``quick`` or ``standard``.
         threat: such as ``"linf:8/255"``, for all attacks that name none; absent: the data's.
         limit: first N test images; absent: the protocol's number, or all.
@@ -74,7 +80,7 @@ def evaluate(
         attacks: instead of the protocol's: ``"pgd:steps=100,step=0.01"``, tables or `UseAttack`.
         views: names of the views to attack; absent: all.
         out: folder for finished cells and ``report.{html,json,md}``; absent: nothing is written.
-        name: of the defense in the report; absent: the model's class.
+        name: of the defense in the report; absent: the model's class, or a foreign module's.
         registry: where attacks are looked up; absent: the default one.
         progress: is told what is done.
 
@@ -82,9 +88,11 @@ def evaluate(
         InputError: if something asked for is unknown or cannot be, or the images do not fit.
         EvaluationError: if not a single cell could be run.
     """
-    check_model(model)
+    defended = model_of(model)
     check_limit(limit)
-    images = images_of(data)
+    if limit is None and not attacks:
+        limit = load_protocol(protocol, registry=registry).limit
+    images = images_of(data, limit)
     default: Threat | None = parse_threat(threat) if threat is not None else images.threat
     if attacks:
         tables = [parse_attack(one) if isinstance(one, str) else one for one in attacks]
@@ -92,8 +100,8 @@ def evaluate(
         plan = Plan(uses, tuple(views), limit)
     else:
         found = load_protocol(protocol, threat=default, registry=registry)
-        plan = Plan(found.attacks, tuple(views), limit or found.limit, protocol)
-    subject = Subject(name or type(model).__name__, model, digest_of(model))
+        plan = Plan(found.attacks, tuple(views), limit, protocol)
+    subject = Subject(name or name_of(defended), defended, digest_of(defended))
     folder = None if out is None else Path(out)
     report = evaluate_models(
         [subject], images, plan, out=folder, seed=seed, registry=registry, progress=progress
@@ -105,7 +113,7 @@ def evaluate(
 
 def evaluate_models(
     subjects: Sequence[Subject],
-    data: str | Data | tuple[Any, Any] | Images,
+    data: AnyData | Images,
     plan: Plan | Sequence[Plan],
     *,
     out: Path | None = None,
@@ -128,10 +136,14 @@ def evaluate_models(
     """
     from phalanx.report.model import Report  # it stands above the evaluation
 
-    images = data if isinstance(data, Images) else images_of(data)
+    if out is not None:
+        check_output(out, "out")
     plans = [plan] * len(subjects) if isinstance(plan, Plan) else list(plan)
     check_plans(subjects, plans)
+    images = data if isinstance(data, Images) else images_of(data, _most(plans))
     check_images(subjects, images)
+    for one, own in zip(subjects, plans, strict=True):
+        preflight(one.model, images.split, limit=own.limit)
     loop = Loop(
         images=images,
         store=CellStore(None if out is None else out / CELLS),
@@ -146,7 +158,13 @@ def evaluate_models(
         raise _nothing_ran(loop)
     failed = tuple(failure for failure, _ in loop.failed)
     environment = _environment(images, plans, seed=seed)
-    return Report(rows=tuple(rows), environment=environment, failed=failed)
+    return Report(rows=tuple(rows), environment=environment, failed=failed, notes=images.notes)
+
+
+def _most(plans: Sequence[Plan]) -> int | None:
+    """How many images are needed at most; None: all."""
+    limits = [plan.limit for plan in plans if plan.limit is not None]
+    return max(limits) if len(limits) == len(plans) else None
 
 
 def _nothing_ran(loop: Loop) -> PhalanxError:
@@ -173,6 +191,7 @@ def _environment(images: Images, plans: Sequence[Plan], *, seed: int) -> dict[st
         "protocol": ", ".join(protocols),
         "limit": limits.pop() if len(limits) == 1 else None,
         "data": images.name,
+        **images.facts,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

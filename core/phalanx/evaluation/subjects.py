@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from phalanx.config import UseAttack
 from phalanx.data import default_root
+from phalanx.data.datasets import split_of
 from phalanx.data.sets import Data, Split, load_data
 from phalanx.defense import DefendedModel, View
 from phalanx.errors import DataError, InputError, ThreatModelError
 from phalanx.evaluation.cell import BLOCK
+from phalanx.nn.foreign import Foreign, wrap
 from phalanx.specs import Threat
+
+OWN = "arrays"
+"""Name of images that came without one; one for all forms, since draws are keyed by it."""
+_BOOKKEEPING = frozenset(vars(nn.Module()))
+"""What torch keeps in every module, its mode and its registered tensors among it."""
 
 
 @dataclass(frozen=True)
@@ -60,44 +71,108 @@ class Plan:
 
 @dataclass(frozen=True)
 class Images:
-    """Labelled test images under a name, with the threat that attackers have by default."""
+    """Labelled test images under a name.
+
+    Attributes:
+        name: of the data set.
+        split: the images.
+        threat: that attackers have by default.
+        notes: what a report's reader has to know of them, in sentences.
+        facts: what a report's environment says of them.
+    """
 
     name: str
     split: Split
     threat: Threat | None
+    notes: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
-def images_of(data: str | Data | tuple[Any, Any]) -> Images:
-    """A data set's name, a `Data`, or a pair (x, y), as test images.
+AnyData = str | Data | tuple[Any, Any] | Dataset[Any] | DataLoader[Any]
+"""What an evaluation takes for labelled test images."""
 
-    A name is looked for in `phalanx.data.default_root`.
+
+def images_of(data: AnyData, limit: int | None = None) -> Images:
+    """What was given for data, as test images.
+
+    Args:
+        data: a data set's name, looked for in `phalanx.data.default_root`; a `Data`; a pair (x, y);
+            a torch data set of (image, label), read by row; or a loader of such.
+        limit: how many images are needed at most: no more are read of what is read once.
 
     Raises:
-        DataError: if the data set is unknown or missing, or x and y are no images and labels.
+        DataError: if the data set is unknown or missing, or holds no images and labels.
     """
     if isinstance(data, str):
         data = load_data(data, root=default_root())
     if isinstance(data, Data):
-        return Images(data.task.name, data.test, data.threat)
+        return _of(data)
+    if isinstance(data, Dataset | DataLoader):
+        return Images(OWN, split_of(data, limit), None)
     if not (isinstance(data, tuple) and len(data) == 2):
         raise DataError(
-            "data is a data set's name, a phalanx.data.Data, or a pair (x, y) of images "
-            f"(N, C, H, W) in [0, 1] and labels (N,); found {type(data).__name__}"
+            "data is a data set's name, a phalanx.data.Data, a pair (x, y) of images (N, C, H, W) "
+            "in [0, 1] and labels (N,), or a torch Dataset or DataLoader of these; found "
+            f"{type(data).__name__}"
         )
-    return Images("arrays", Split.from_arrays(*data), None)
+    return Images(OWN, Split.from_arrays(*data), None)
+
+
+def _of(data: Data) -> Images:
+    """The test images of a data set; of photos, with what a reader has to know of them."""
+    preprocessing = data.task.preprocessing
+    if preprocessing is None:
+        return Images(data.task.name, data.test, data.threat)
+    facts = {"preprocessing": str(preprocessing)}
+    left_out = "" if data.folder is None else data.folder.text()
+    note = (
+        f"The attacker changes the resized image in [0, 1], not the file: {preprocessing}. Test "
+        "images come in a fixed random order of their files."
+    )
+    if left_out:
+        facts["unreadable"] = left_out
+    return Images(data.task.name, data.test, data.threat, notes=(note,), facts=facts)
+
+
+def model_of(model: object) -> DefendedModel:
+    """What was given for a model, as a defended model.
+
+    Args:
+        model: a `DefendedModel`, any `torch.nn.Module` (`phalanx.wrap`), or an ART estimator
+            (`phalanx.from_art`).
+
+    Raises:
+        InputError: if it is none of these, or an estimator that cannot be read.
+    """
+    if isinstance(model, nn.Module):
+        return wrap(model)
+    if any(kind.__module__.startswith("art.estimators") for kind in type(model).__mro__):
+        from phalanx.art.reading import from_art
+
+        return from_art(model)
+    raise InputError(
+        "an evaluation takes a torch.nn.Module (images to scores), an ART PyTorchClassifier or the "
+        f"model of a run (phalanx.load), found {type(model).__module__}."
+        f"{type(model).__qualname__}"
+    )
+
+
+def name_of(model: nn.Module) -> str:
+    """What a report calls a model that was given no name: its class, or that of a foreign one."""
+    return model.title if isinstance(model, Foreign) else type(model).__name__
 
 
 def check_model(model: object) -> None:
-    """Refuse what is no model of ours.
+    """Refuse what is no defended model.
 
     Raises:
-        InputError: if it is no `DefendedModel`.
+        InputError: if it is none.
     """
     if not isinstance(model, DefendedModel):
         raise InputError(
-            "an evaluation takes a phalanx.defense.DefendedModel, found "
-            f"{type(model).__module__}.{type(model).__qualname__}; give the model of a run "
-            "(phalanx.load), or derive a class of your own from DefendedModel with `draw`"
+            "a subject's model is a phalanx.defense.DefendedModel, found "
+            f"{type(model).__module__}.{type(model).__qualname__}; put any other torch.nn.Module "
+            "into phalanx.wrap"
         )
 
 
@@ -164,7 +239,9 @@ def check_plans(subjects: Sequence[Subject], plans: Sequence[Plan]) -> None:
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a model in memory: its structure as printed, its state dict and other buffers.
 
-    Hyper-parameters that stand in neither do not enter: give each such model an `out` of its own.
+    Of a foreign model also its parts' plain attributes and unregistered tensors, such as the
+    deviation of a noise or a mean that was never made a buffer. What else a forward depends on (its
+    code, functions it was given) does not enter: give each such model an `out` of its own.
     """
     digest = hashlib.sha256(repr(model).encode())
     state = model.state_dict()
@@ -172,16 +249,38 @@ def digest_of(model: nn.Module) -> str:
     for name, value in (*state.items(), *others.items()):
         digest.update(name.encode())
         digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
+    if isinstance(model, Foreign):
+        for name, part in model.named_modules():
+            digest.update(name.encode() + _plain(_attributes(part)))
     return digest.hexdigest()
 
 
 def digest_of_rows(split: Split, rows: int) -> str:
     """SHA-256 of the first rows' images and labels."""
     digest = hashlib.sha256()
-    for first in range(0, rows, BLOCK):
-        batch = split.fetch(slice(first, min(first + BLOCK, rows)))
-        digest.update(_bytes(batch.x) + _bytes(batch.y))
+    with closing(split.blocks(rows, BLOCK)) as blocks:
+        for _, batch in blocks:
+            digest.update(_bytes(batch.x) + _bytes(batch.y))
     return digest.hexdigest()
+
+
+def _attributes(part: nn.Module) -> dict[str, Any]:
+    """What a module holds besides parameters, buffers, modules and torch's own bookkeeping."""
+    return {name: value for name, value in vars(part).items() if name not in _BOOKKEEPING}
+
+
+def _plain(value: Any) -> bytes:
+    """A plain value, or containers of such; nothing of an object, which may print its address."""
+    if isinstance(value, Tensor):
+        return b"?" if value.is_meta else _bytes(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return b"?" if value.dtype.hasobject else repr(value.shape).encode() + value.tobytes()
+    if isinstance(value, Mapping):
+        return b"{%s}" % b",".join(_plain(pair) for pair in value.items())
+    if isinstance(value, tuple | list):
+        return b"[%s]" % b",".join(_plain(one) for one in value)
+    kinds = (bool, int, float, complex, str, bytes, torch.dtype)
+    return repr(value).encode() if value is None or isinstance(value, kinds) else b"?"
 
 
 def _bytes(value: Tensor) -> bytes:
