@@ -11,6 +11,7 @@ from phalanx.config import (
     AdversarialConfig,
     AttackConfig,
     Backbone,
+    DataConfig,
     DefenseConfig,
     EvaluationConfig,
     OptimizerConfig,
@@ -159,7 +160,8 @@ class TestDefaults:
                 TrainingConfig,
                 {"batchsize": 3},
                 "batchsize: unknown key; did you mean 'batch_size'? allowed: batch_size, epochs, "
-                "optimizer, schedule, augment, adversarial, precision, threads, phases",
+                "optimizer, schedule, augment, adversarial, ema, select, precision, threads, "
+                "phases",
             ),
         ],
     )
@@ -192,3 +194,19 @@ class TestSchedule:
     def test_within_zero_and_one(self, progress, warmup, floor):
         config = ScheduleConfig(name="cosine", warmup=warmup, floor=floor)
         assert -1e-12 <= config.factor(progress) <= 1.0 + 1e-12
+
+
+class TestDataConfig:
+    def test_a_folders_keys_are_for_folders(self):
+        with pytest.raises(
+            ValidationError, match="root, workers: only for use = 'folder', a folder"
+        ):
+            DataConfig(use="mnist", root="photos", workers=4)
+
+    def test_a_folder(self):
+        config = DataConfig(use="folder", root="photos", image_size=96, skip_unreadable=True)
+        assert DataConfig.model_validate_json(config.model_dump_json()) == config
+
+    def test_defaults_may_be_spelled_out(self):
+        spelled = {"root": None, "image_size": None, "workers": 2, "skip_unreadable": False}
+        assert DataConfig(use="digits", **spelled) == DataConfig()

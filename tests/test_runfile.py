@@ -177,7 +177,7 @@ class TestProblems:
         assert str(caught.value) == (
             f"{path}: 6 problems\n"
             "  data.use: unknown data set 'mnits'; did you mean 'mnist'? known: digits, mnist, "
-            "fashion_mnist, cifar10, cifar100, svhn\n"
+            "fashion_mnist, cifar10, cifar100, svhn, folder\n"
             "  seed: should be greater than or equal to 0, found -1\n"
             "  defense.params.base.params.eps: should be less than or equal to 1, found '9'\n"
             "  defense.params.base.params.memberz: unknown key; did you mean 'members'? allowed: "
@@ -199,7 +199,7 @@ class TestProblems:
     def test_unknown_top_level_key(self, read):
         assert problems(read, {"defense": "plain", "evalution": {}}) == [
             "evalution: unknown key; did you mean 'evaluation'? allowed: seed, data, defense, "
-            "training, evaluation"
+            "init, training, evaluation"
         ]
 
     @pytest.mark.parametrize("part", ["data", "training", "evaluation"])
@@ -239,6 +239,81 @@ class TestProblems:
 
 
 BASE = {"defense": "plain"}
+
+
+class TestInit:
+    @pytest.mark.parametrize(
+        ("written", "found"),
+        [
+            ('"a.pth"', "{folder}/a.pth"),
+            ('"../a.pth"', "{folder}/../a.pth"),
+            ('["timm", "/b.pth"]', ("timm", "/b.pth")),
+            ('"~/a.pth"', "~/a.pth"),
+        ],
+    )
+    def test_files_are_looked_for_from_the_run_file(self, tmp_path, read, written, found):
+        path = tmp_path / "run.toml"
+        path.write_text(f'[init]\nfrom = {written}\n[defense]\nuse = "plain"\n')
+        expected = found.format(folder=tmp_path) if isinstance(found, str) else found
+        assert read(path).init.from_ == expected
+
+    def test_on_the_command_line_they_are_left_as_they_are(self, tmp_path, read):
+        path = tmp_path / "run.toml"
+        path.write_text('[init]\nfrom = "a.pth"\n[defense]\nuse = "plain"\n')
+        assert read(path, "init.from=b.pth").init.from_ == "b.pth"
+        assert read(BASE, "init.from=b.pth").init.from_ == "b.pth"
+
+    def test_it_is_written_and_read_back(self, tmp_path, read):
+        run = read(BASE | {"init": {"from": [tmp_path / "a.pth", "timm"], "sha256": ["ab", ""]}})
+        dumped = run.model_dump(mode="json")
+        assert dumped["init"] == {"from": [str(tmp_path / "a.pth"), "timm"], "sha256": ["ab", ""]}
+        assert read(dumped) == run
+
+    @pytest.mark.parametrize(
+        ("init", "problem"),
+        [
+            (
+                {"from": []},
+                "init.from: should be 'timm', a checkpoint file, a run folder, or a list of "
+                "these, found []",
+            ),
+            (
+                {"form": "x", "from": "y"},
+                "init.form: unknown key; did you mean 'from'? allowed: from, sha256",
+            ),
+            (
+                {"from": "x", "sha256": ["a", "b"]},
+                "init: sha256 has 2 entries for 1 sources in 'from'; leave it out, or give one "
+                "for each ('' for timm)",
+            ),
+        ],
+    )
+    def test_refusals(self, read, init, problem):
+        assert problems(read, BASE | {"init": init}) == [problem]
+
+    def test_the_hash_is_that_of_the_content_not_of_the_place(self, hashed):
+        def init(source, *digests):
+            return BASE | {"init": {"from": source, "sha256": list(digests)}}
+
+        assert hashed(init("/here/a.pth", "ab")) == hashed(init("there/b.pth", "ab"))
+        assert hashed(init("/here/a.pth", "ab")) != hashed(init("/here/a.pth", "cd"))
+        assert hashed(init(["x", "x"], "ab", "cd")) != hashed(init(["x", "x"], "cd", "ab"))
+        assert len({hashed(BASE), hashed(init("timm")), hashed(init("x", "ab"))}) == 3
+        assert hashed(BASE | {"init": None}) == hashed(BASE)
+
+
+def test_an_unknown_protocol_is_told_when_the_file_is_read(read):
+    assert problems(read, BASE | {"evaluation": {"protocol": "quik"}}) == [
+        "evaluation.protocol: unknown protocol 'quik'; did you mean 'quick'? known: quick, standard"
+    ]
+
+
+def test_hashes_of_installed_components_are_fixed():
+    """Run folders that were written before a key existed stay valid."""
+    assert config_hash(read_run({"defense": "pdd"})) == "fa745c838c6112c2"
+    training = {"epochs": 3, "adversarial": {}}
+    config = {"defense": "clm", "data": {"use": "mnist", "limit": 10}, "training": training}
+    assert config_hash(read_run(config)) == "0b5facae4bb55dfe"
 
 
 class TestHash:

@@ -163,3 +163,33 @@ class TestComponentSpec:
 
 def test_preprocessing_defaults():
     assert Preprocessing(size=(224, 224)).interpolation == "bicubic"
+
+
+class TestPreprocessing:
+    @pytest.mark.parametrize(
+        ("how", "text"),
+        [
+            (
+                {"size": (224, 224), "crop_pct": 0.875},
+                "shorter side resized to 256 (bicubic), centre 224 x 224 cut out",
+            ),
+            (
+                {"size": (32, 64), "crop_mode": "squash", "interpolation": "bilinear"},
+                "both sides resized to 32 x 64 (bilinear), centre 32 x 64 cut out",
+            ),
+            (
+                {"size": (48, 48), "crop_mode": "border", "fill": (1, 2, 3)},
+                "longer side resized to 48 (bicubic), centre 48 x 48 cut out, borders filled with "
+                "(1, 2, 3)",
+            ),
+        ],
+    )
+    def test_in_words(self, how, text):
+        assert str(Preprocessing(**how)) == text
+
+    def test_an_unknown_filter(self):
+        told = problems(Preprocessing, size=(8, 8), interpolation="cubic")
+        assert told == [
+            "interpolation: should be 'nearest', 'box', 'bilinear', 'hamming', 'bicubic' or "
+            "'lanczos', found 'cubic'"
+        ]

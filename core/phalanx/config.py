@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal, Self
+from pathlib import PurePath
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
+    BeforeValidator,
+    ConfigDict,
     Field,
     NonNegativeFloat,
+    NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     SerializeAsAny,
@@ -211,6 +215,16 @@ class PhaseOverrides(Spec):
         None, description="crop: pad by 4, crop at random; flip: mirror half of the images."
     )
     adversarial: AdversarialConfig | None = None
+    ema: float | None = Field(
+        None,
+        ge=0.0,
+        lt=1.0,
+        description="Decay of an average of the weights, which is validated and kept; 0: none.",
+    )
+    select: Literal["last", "best-validation"] | None = Field(
+        None,
+        description="Epoch whose weights are kept; best: on held-out images, by data.validation.",
+    )
 
     @model_validator(mode="after")
     def _are_whole(self) -> Self:
@@ -245,6 +259,10 @@ class EvaluationConfig(Spec):
     views: tuple[str, ...] = Field((), description="Absent: all views.")
 
 
+FOLDER = "folder"
+"""The name of a folder of photos among the data sets."""
+
+
 class DataConfig(Spec):
     """Which data set a run is trained on."""
 
@@ -253,16 +271,96 @@ class DataConfig(Spec):
         None, description="Train on so many images, a fixed subset of what validation leaves."
     )
     validation: float = Field(
-        0.0, ge=0.0, lt=1.0, description="Share of the training set held out; logged only."
+        0.0, ge=0.0, lt=1.0, description="Share of the training set held out, to log and select by."
     )
+    root: str | None = Field(
+        None, description="Of use = 'folder': where its photos are; --data-root goes before it."
+    )
+    image_size: PositiveInt | None = Field(
+        None, description="Of a folder: side of its images; absent: the backbone's own."
+    )
+    workers: NonNegativeInt = Field(
+        2, description="Of a folder: processes that decode; 0 decodes where it trains."
+    )
+    skip_unreadable: bool = Field(
+        default=False,
+        description="Of a folder: leave files out that cannot be read, and report them.",
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        """Keys of a folder say nothing of another data set."""
+        keys = ("root", "image_size", "workers", "skip_unreadable")
+        defaults = {key: type(self).model_fields[key].default for key in keys}
+        given = [key for key in keys if getattr(self, key) != defaults[key]]
+        if given and self.use != FOLDER:
+            raise ValueError(
+                f"{', '.join(given)}: only for use = 'folder', a folder of photos; found use = "
+                f"{self.use!r}"
+            )
+        return self
+
+
+TIMM = "timm"
+"""What a run file calls timm's pretrained weights."""
+
+
+def _as_sources(value: Any) -> Any:
+    """Paths as text, a list as a tuple.
+
+    Raises:
+        ValueError: if it is no source and no list of sources.
+    """
+    given = tuple(value) if isinstance(value, list | tuple) else (value,)
+    if not given or not all(isinstance(one, str | PurePath) and str(one) for one in given):
+        raise ValueError(
+            f"should be {TIMM!r}, a checkpoint file, a run folder, or a list of these, found "
+            f"{value!r}"
+        )
+    found = tuple(str(one) for one in given)
+    return found if isinstance(value, list | tuple) else found[0]
+
+
+class InitConfig(Spec):
+    """What the members begin with instead of random weights."""
+
+    model_config = ConfigDict(
+        validate_by_name=True, validate_by_alias=True, serialize_by_alias=True
+    )
+
+    from_: Annotated[str | tuple[str, ...], BeforeValidator(_as_sources)] = Field(
+        alias="from",
+        description="'timm' (its pretrained weights), a checkpoint file, a run folder, or a list "
+        "of these, one for each member.",
+    )
+    sha256: tuple[str, ...] = Field(
+        (),
+        description="Of each file and run in 'from', '' for timm; filled in by training, and "
+        "another file is refused.",
+    )
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """What `from` names, in order."""
+        return (self.from_,) if isinstance(self.from_, str) else self.from_
+
+    @model_validator(mode="after")
+    def _are_as_many(self) -> Self:
+        if self.sha256 and len(self.sha256) != len(self.sources):
+            raise ValueError(
+                f"sha256 has {len(self.sha256)} entries for {len(self.sources)} sources in 'from'; "
+                "leave it out, or give one for each ('' for timm)"
+            )
+        return self
 
 
 class RunConfig(Spec):
-    """A run file: data, defense, training and evaluation."""
+    """A run file: data, defense, warm start, training and evaluation."""
 
     seed: int = Field(0, ge=0, lt=2**31)
     data: DataConfig = DataConfig()
     defense: UseDefense
+    init: InitConfig | None = Field(None, description="Warm start; absent: untrained.")
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = Field(default={})  # type: ignore[assignment]  # in context
 

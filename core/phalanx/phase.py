@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Generator, Tensor, nn
@@ -94,6 +94,9 @@ class Phase(ABC):
         schedule: progress in [0, 1] to the learning rate's factor; pure, so it has no state.
         transforms: change the batch, in this order.
         regularizers: ride on this phase; the trainer works on deep copies.
+        ema: decay of an average of the module's parameters, in [0, 1), that is validated and kept
+            in their place; 0: none.
+        select: the epoch whose weights are kept: the last, or the best on held-out images.
     """
 
     accepts_adversarial: ClassVar[bool] = True
@@ -108,6 +111,8 @@ class Phase(ABC):
     schedule: Callable[[float], float] = lambda progress: 1.0
     transforms: tuple[BatchTransform, ...] = ()
     regularizers: tuple[Regularizer, ...] = ()
+    ema: float = 0.0
+    select: Literal["last", "best-validation"] = "last"
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by group name; one optimizer each."""

@@ -10,22 +10,26 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.fields import FieldInfo
 
-from phalanx.config import EvaluationConfig, RunConfig, Use
+from phalanx.config import FOLDER, TIMM, EvaluationConfig, InitConfig, RunConfig, Use
 from phalanx.errors import ConfigError
 from phalanx.specs import AnyThreat, Linf, Spec, Threat
 
 if TYPE_CHECKING:
     from phalanx.registry import Registry
 
-_HASHED = ("seed", "data", "defense", "training")
-_NOT_HASHED = {"threads"}
-"""Keys of [training] that say how fast, not what: the weights' record keeps them."""
+_HASHED = ("seed", "data", "defense", "init", "training")
+_NOT_HASHED = {
+    "training": {"threads"},
+    "data": {"root", "workers", "skip_unreadable"},
+}
+"""Keys that say how fast or where, not what: threads and a folder's files stand in the record."""
 
 
 # ---------------------------------------------------------------- reading
@@ -52,7 +56,7 @@ def read_run(
         ConfigError: with every problem, if the file cannot be read or the config is wrong.
     """
     if isinstance(source, str | Path):
-        name, given = str(source), _load(Path(source))
+        name, given = str(source), _from_its_folder(_load(Path(source)), Path(source).parent)
     else:
         name, given = "config", _plain(source)
     data = merge(given, _plain(overrides or {}))
@@ -75,6 +79,8 @@ def read_run(
         evaluation = EvaluationConfig.model_validate(evaluated, context=judged)
     except ValidationError as error:
         problems += problems_of(error, prefix="evaluation")
+    if evaluation is not None:
+        problems += _protocol_problems(evaluation.protocol)
     if problems or run is None or evaluation is None:
         raise ConfigError(problems, source=name)
     return run.model_copy(update={"evaluation": evaluation})
@@ -96,6 +102,40 @@ def _load(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise ConfigError(["is not a table of keys"], source=str(path))
     return loaded
+
+
+def _from_its_folder(data: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """A run file's content, the files of ``[init]`` looked for from the run file's folder."""
+    table = data.get("init")
+    given = table.get("from") if isinstance(table, Mapping) else None
+    found: Any
+    if isinstance(given, str):
+        found = _placed(given, folder)
+    elif isinstance(given, list):
+        found = [_placed(one, folder) if isinstance(one, str) else one for one in given]
+    else:
+        return data  # absent, or the config's own validation tells it
+    return merge(data, {"init": {"from": found}})
+
+
+def _placed(source: str, folder: Path) -> str:
+    return source if source in ("", TIMM) or source.startswith("~") else str(folder / source)
+
+
+def protocol_names() -> tuple[str, ...]:
+    """The protocols that are there, sorted."""
+    shipped = (one.name for one in files("phalanx").joinpath("evaluation", "protocols").iterdir())
+    return tuple(sorted(name.removesuffix(".toml") for name in shipped if name.endswith(".toml")))
+
+
+def _protocol_problems(name: str) -> list[str]:
+    """What is wrong with a protocol's name."""
+    known = protocol_names()
+    if name in known:
+        return []
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return [f"evaluation.protocol: unknown protocol {name!r}; {hint}known: {', '.join(known)}"]
 
 
 def _plain(value: Any) -> Any:
@@ -134,7 +174,10 @@ def _default_threat(data: Mapping[str, Any]) -> tuple[Threat | None, list[str]]:
     if not isinstance(name, str):
         return None, []  # the config's own validation tells it
     known = list(catalog.names())
+    if name == FOLDER:
+        return None, []
     if name not in known:
+        known = [*known, FOLDER]
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         problem = f"data.use: unknown data set {name!r}; {hint}known: {', '.join(known)}"
@@ -183,10 +226,10 @@ def config_error_from_validation(
 
 
 def config_hash(config: RunConfig, *, registry: Registry | None = None) -> str:
-    """The 16 hex digits that name what is trained: seed, data, defense and training.
+    """The 16 hex digits that name what is trained: seed, data, defense, warm start and training.
 
     A key at its default does not enter, so that a key added later leaves old runs valid;
-    ``[evaluation]`` and ``training.threads`` do not enter either.
+    ``[evaluation]``, ``training.threads``, and where and how a folder is read do not enter either.
 
     Args:
         config: A validated run.
@@ -197,11 +240,24 @@ def config_hash(config: RunConfig, *, registry: Registry | None = None) -> str:
         context["registry"] = registry
     canonical = _canonical(config, context)
     hashed = {key: canonical[key] for key in _HASHED if key in canonical}
-    training = {k: v for k, v in hashed.pop("training", {}).items() if k not in _NOT_HASHED}
-    if training:
-        hashed["training"] = training
+    if config.init is not None:
+        hashed["init"] = _origin(config.init)
+    for part, left_out in _NOT_HASHED.items():
+        kept = {key: value for key, value in hashed.pop(part, {}).items() if key not in left_out}
+        if kept:
+            hashed[part] = kept
     text = json.dumps(hashed, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _origin(init: InitConfig) -> str | list[str]:
+    """What a warm start begins with: the files' hashes where they are known, never their places."""
+    digests = init.sha256 or ("",) * len(init.sources)
+    told = [
+        digest or (source if source == TIMM else Path(source).name)
+        for source, digest in zip(init.sources, digests, strict=True)
+    ]
+    return told[0] if isinstance(init.from_, str) else told
 
 
 def _canonical(value: Any, context: Mapping[str, Any]) -> Any:

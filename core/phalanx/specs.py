@@ -7,6 +7,7 @@ names the nearest known one. Configs of components derive from `Spec` too (`phal
 from __future__ import annotations
 
 import difflib
+import math
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
@@ -18,6 +19,7 @@ from pydantic import (
     ModelWrapValidatorHandler,
     PlainSerializer,
     PositiveFloat,
+    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -189,11 +191,44 @@ Union.model_rebuild()
 
 
 class Preprocessing(Spec):
-    """How a file became an image in [0, 1]: resize, crop and interpolation as timm names them."""
+    """How a file becomes an image in [0, 1]: resize, crop and interpolation as timm names them.
 
-    size: tuple[int, int]
-    crop_pct: float = 1.0
-    interpolation: str = "bicubic"
+    Attributes:
+        size: (H, W) of the image.
+        crop_pct: share of the resized picture's side that is cut out.
+        interpolation: Pillow's name of the filter.
+        crop_mode: ``center``: the shorter side is resized and the centre cut out; ``squash``: both
+            sides are resized; ``border``: the longer side is resized, the rest filled.
+        fill: RGB of the border, 0 to 255.
+    """
+
+    size: tuple[PositiveInt, PositiveInt]
+    crop_pct: PositiveFloat = 1.0
+    interpolation: Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"] = (
+        "bicubic"
+    )
+    crop_mode: Literal["center", "squash", "border"] = "center"
+    fill: tuple[int, int, int] = (0, 0, 0)
+
+    @property
+    def scale_size(self) -> tuple[int, int]:
+        """(H, W) of the resized picture that `size` is cut out of."""
+        height, width = self.size
+        return math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+
+    def __str__(self) -> str:
+        """In words: ``shorter side resized to 256 (bicubic), centre 224 x 224 cut out``."""
+        (height, width), (above, aside) = self.size, self.scale_size
+        scale = str(above) if above == aside else f"{above} x {aside}"
+        sides = {
+            "center": f"shorter side resized to {scale}",
+            "squash": f"both sides resized to {scale}",
+            "border": f"longer side resized to {scale}",
+        }
+        cut = f"centre {height} x {width} cut out"
+        if self.crop_mode == "border":
+            cut += f", borders filled with {self.fill}"
+        return f"{sides[self.crop_mode]} ({self.interpolation}), {cut}"
 
 
 class Task(Spec):

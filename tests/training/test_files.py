@@ -1,7 +1,6 @@
 """Files are whole or absent."""
 
-import json
-import os
+import pickle
 from pathlib import Path
 
 import pytest
@@ -9,20 +8,6 @@ import torch
 
 from phalanx.errors import ArtifactError
 from phalanx.training import files
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_litter(tmp_path, monkeypatch):
-    path = tmp_path / "state.json"
-    files.write_json(path, {"step": 1})
-
-    def full_disk(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        files.write_json(path, {"step": 2})
-    assert json.loads(path.read_text()) == {"step": 1}
-    assert [p.name for p in tmp_path.iterdir()] == ["state.json"]
 
 
 def test_tensors_round_trip_with_their_metadata(tmp_path):
@@ -42,7 +27,7 @@ def test_channels_last_tensors_are_stored_contiguously(tmp_path):
     assert torch.equal(found["w"], weight)
 
 
-@pytest.mark.parametrize("damage", ["flip", "truncate", "empty", "pickle"])
+@pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])
 def test_damaged_tensors_are_refused(tmp_path: Path, damage):
     path = tmp_path / "w.safetensors"
     digest = files.write_tensors(path, {"a": torch.rand(64)})
@@ -53,17 +38,53 @@ def test_damaged_tensors_are_refused(tmp_path: Path, damage):
         with pytest.raises(ArtifactError, match="damaged: its sha256 is"):
             files.read_tensors(path, digest)
         return
-    if damage == "pickle":
-        torch.save({"a": torch.rand(64)}, path)
-    else:
-        path.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"")
+    path.write_bytes(data[: len(data) // 2] if damage == "truncate" else b"")
     with pytest.raises(ArtifactError, match="is not a whole safetensors file"):
         files.read_tensors(path)
+
+
+def a_pickle(path):
+    path.write_bytes(pickle.dumps({"a": [1.0] * 9}))
+
+
+@pytest.mark.parametrize(
+    ("make", "told"),
+    [
+        (a_pickle, "a pickle, as torch.save writes it; a checkpoint of a PyTorch model is turned"),
+        (
+            lambda p: torch.save({"a": torch.rand(9)}, p),
+            "a zip archive, as torch.save writes it; a",
+        ),
+        (lambda p: p.write_bytes(b""), "empty; restore it from a copy, or make it again"),
+        (lambda p: p.write_text("wörds\n" * 3), "text; give a run folder, or the weights.safe"),
+        (lambda p: p.write_bytes(b"\x1f\x8b" + bytes(30)), "compressed by gzip; restore it"),
+        (lambda p: p.write_bytes(b"\xff\xfe" * 20), "in no format that Phalanx knows; restore"),
+        (
+            lambda p: p.write_bytes(b"\xff" * 8 + b'{"a"' + bytes(9)),
+            "a safetensors file that is cut short or damaged; restore it from a copy",
+        ),
+    ],
+    ids=["pickle", "zip", "empty", "text", "gzip", "bytes", "cut"],
+)
+def test_other_files_are_called_by_their_name(tmp_path, make, told):
+    path = tmp_path / "w.safetensors"
+    make(path)
+    with pytest.raises(ArtifactError) as caught:
+        files.read_tensors(path)
+    assert f"is not a whole safetensors file: it is {told}" in str(caught.value)
+
+
+def test_infinity_may_be_meant_and_nan_is_not():
+    assert files.has_nan(torch.tensor([1.0, float("nan")]))
+    assert not files.has_nan(torch.tensor([1.0, -float("inf")]))
+    assert not files.has_nan(torch.tensor([1, 2]))
 
 
 def test_missing_files_say_so(tmp_path):
     with pytest.raises(ArtifactError, match=r"w\.safetensors is missing"):
         files.read_tensors(tmp_path / "w.safetensors")
+    with pytest.raises(ArtifactError, match="is a folder"):
+        files.read_tensors(tmp_path)
     with pytest.raises(ArtifactError, match=r"state\.json is missing: is .* a run folder\?"):
         files.read_json(tmp_path / "state.json")
     (tmp_path / "state.json").write_text("{")

@@ -22,6 +22,12 @@ CASES = {
         "--set", 'training.phases={"ulm/*"={epochs=3},clm={epochs=9}}',
         "--set", "training.batch_size=16",
     ],
+    "averaged-best": [
+        "pgd-at", *COMMON, "--set", "training.epochs=12", "--set", "training.batch_size=32",
+        "--set", "data.validation=0.1", "--set", "training.ema=0.9",
+        "--set", "training.select=best-validation",
+        "--set", 'defense.params.attack={use="pgd",params={steps=2}}',
+    ],
 }  # fmt: skip
 
 

@@ -89,6 +89,32 @@ def test_adversarial_examples_are_refused_where_no_phase_takes_them(model):
         planned(phases(model, OwnLoop), training, model)
 
 
+def test_adversarial_examples_for_phases_that_craft_their_own_are_refused(model):
+    given = [*phases(model)[:1], OwnLoop(name="own/1", module=model["two"], epochs=1)]
+    attack = {"attack": {"use": "pgd", "params": {"threat": "linf:0.1"}}}
+    training = TrainingConfig.model_validate({"phases": {"own/*": {"adversarial": attack}}})
+    with pytest.raises(ConfigError, match=r"'own/\*'.adversarial: own/1 crafts its own examples"):
+        planned(given, training, model)
+    both = TrainingConfig.model_validate({"phases": {"*": {"adversarial": attack}}})
+    one, own = planned(given, both, model)
+    assert [len(phase.transforms) for phase in (one, own)] == [1, 0]
+
+
+def test_average_and_selection_are_overridden_by_phase(model):
+    training = TrainingConfig.model_validate(
+        {"ema": 0.9, "phases": {"fit/2": {"ema": 0.0, "select": "best-validation"}}}
+    )
+    one, two = planned(phases(model), training, model, held_out=5)
+    assert (one.ema, one.select) == (0.9, "last")
+    assert (two.ema, two.select) == (0.0, "best-validation")
+
+
+def test_a_selection_needs_held_out_images(model):
+    training = TrainingConfig.model_validate({"phases": {"fit/2": {"select": "best-validation"}}})
+    with pytest.raises(ConfigError, match=r"best epoch of fit/2 is .* set data\.validation to"):
+        planned(phases(model), training, model, held_out=0)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

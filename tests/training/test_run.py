@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import phalanx
-from phalanx.errors import ArtifactError, ConfigError, DataError, TrainingError
+from phalanx.errors import ArtifactError, ConfigError, DataError, OutputError, TrainingError
 from phalanx.training.artifacts import open_run
 from phalanx.training.files import read_json
 
@@ -124,11 +124,12 @@ def test_a_time_budget_stops_at_a_checkpoint(tmp_path):
 
 def test_ctrl_c_writes_a_checkpoint(tmp_path):
     watch = Watch(lambda: signal.raise_signal(signal.SIGINT), after=5)
+    before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         phalanx.train(CONFIG, out=tmp_path / "run", progress=watch)
     state = read_json(tmp_path / "run" / "state.json")
     assert (state["running"]["epoch"], state["running"]["index"]) == (1, 2)
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_momentum_is_resumed(tmp_path):
@@ -247,7 +248,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
         phalanx.train(CONFIG, out=tmp_path)
     assert (tmp_path / "config.json").read_text() == "mine"
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ArtifactError, match="is a file; name a folder"):
+    with pytest.raises(OutputError, match="is a file; name a folder"):
         phalanx.train(CONFIG, out=tmp_path / "file")
 
 

@@ -13,7 +13,7 @@ from pydantic import Field, PositiveInt, ValidationError
 from phalanx.config import UseAttack
 from phalanx.errors import UnknownComponentError
 from phalanx.registry import Registry, default_registry
-from phalanx.runfile import config_error_from_validation
+from phalanx.runfile import config_error_from_validation, protocol_names as protocol_names
 from phalanx.specs import Spec, Threat
 
 
@@ -25,12 +25,6 @@ class Protocol(Spec):
         None, description="First N test images, unless a limit is given; absent: all of them."
     )
     attacks: tuple[UseAttack, ...] = Field(description="In the order in which they are run.")
-
-
-def protocol_names() -> tuple[str, ...]:
-    """The protocols that are there, sorted."""
-    shipped = (one.name for one in files(__package__).joinpath("protocols").iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in shipped if name.endswith(".toml")))
 
 
 def load_protocol(

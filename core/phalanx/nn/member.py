@@ -48,6 +48,11 @@ class Normalize(nn.Module):
         """Images ``(N, C, H, W)`` in [0, 1] to the same shape, about -3 to 3."""
         return (x - self.mean) / self.std
 
+    def has(self, mean: Sequence[float], std: Sequence[float]) -> bool:
+        """Whether these are its constants, at the precision that they are kept in."""
+        pairs = ((self.mean, mean), (self.std, std))
+        return all(own.flatten().tolist() == torch.tensor(new).tolist() for own, new in pairs)
+
 
 class Member(nn.Module):
     """A classifier that can be asked for its features and for its head alone.
@@ -56,10 +61,14 @@ class Member(nn.Module):
         backbone: a classifier with timm's interface (`forward_features`, `forward_head`,
             `get_classifier`).
         normalize: what is done to images first; `torch.nn.Identity` for nothing.
+        made_from: the backbone's name and keywords, by which timm makes it again; None if unknown.
     """
 
-    def __init__(self, backbone: nn.Module, normalize: nn.Module) -> None:
+    def __init__(
+        self, backbone: nn.Module, normalize: nn.Module, *, made_from: Backbone | None = None
+    ) -> None:
         super().__init__()
+        self.made_from = made_from
         self.normalize = normalize
         self.backbone: Any = backbone  # timm's classifiers share methods, not a base class
 
@@ -99,7 +108,7 @@ def build_member(
     normalize: nn.Module = nn.Identity()
     if normalization == "dataset":
         normalize = Normalize(task.mean, task.std)
-    member = Member(_create(backbone, task), normalize)
+    member = Member(_create(backbone, task), normalize, made_from=backbone)
     reason = _defect(member, task)
     if reason:
         raise _refused("use", f"{backbone.use!r} cannot be a member: {reason}")
@@ -125,18 +134,28 @@ def _create(backbone: Backbone, task: Task) -> nn.Module:
     ]
     if problems:
         raise ConfigError(problems)
-    channels, height, width = task.shape
-    size: dict[str, Any] = {}
-    if _has_fixed_size(name, (height, width)):
-        size["img_size"] = (height, width)
     try:
-        created: nn.Module = timm.create_model(
-            name, num_classes=task.classes, in_chans=channels, **{**size, **params}
-        )
+        created = create_backbone(backbone, task)
     except Exception as error:  # third-party constructors raise anything
         raise _refused(
             "params", f"{name!r} cannot be built with them for images {task.shape}: {error}"
         ) from error
+    return created
+
+
+def create_backbone(backbone: Backbone, task: Task, **keywords: Any) -> nn.Module:
+    """A classifier as timm makes it for a task; anything that its constructor raises comes through.
+
+    Args:
+        backbone: its name and keywords.
+        task: gives image shape and number of classes.
+        keywords: of timm.create_model, over those.
+    """
+    channels, height, width = task.shape
+    given: dict[str, Any] = {"num_classes": task.classes, "in_chans": channels}
+    if _has_fixed_size(backbone.use, (height, width)):
+        given["img_size"] = (height, width)
+    created: nn.Module = timm.create_model(backbone.use, **{**given, **backbone.params, **keywords})
     return created
 
 

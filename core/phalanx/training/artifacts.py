@@ -25,7 +25,14 @@ from phalanx.errors import ArtifactError, ConfigError
 from phalanx.registry import default_registry
 from phalanx.runfile import config_hash, problems_of
 from phalanx.specs import Task
-from phalanx.training.files import read_json, read_tensors, sha256, write_json, write_tensors
+from phalanx.training.files import (
+    has_nan,
+    read_json,
+    read_tensors,
+    sha256,
+    write_json,
+    write_tensors,
+)
 
 WEIGHTS = "weights.safetensors"
 MANIFEST = "manifest.json"
@@ -55,14 +62,26 @@ class Run:
 
 
 def build_model(config: RunConfig, task: Task) -> DefendedModel:
-    """The untrained model of a config: the same weights wherever it is built."""
-    defense = config.defense.create(task)
+    """The untrained model of a config: the same weights wherever it is built.
+
+    Raises:
+        ConfigError: if the defense's builder refuses its config.
+        PluginContractError: if the defense's code fails, or builds something else.
+    """
+    use, registry = config.defense, default_registry()
+    defense = use.create(task)
     try:
-        with randomness.seeded(config.seed, "build"):
+        with (
+            registry.blamed(use.kind, use.use, "failed to build its model"),
+            randomness.seeded(config.seed, "build"),
+        ):
             model: DefendedModel = defense.build()
     except ConfigError as error:  # a builder does not know where its config stands
         problems = [f"defense.params.{problem}" for problem in error.problems]
         raise ConfigError(problems, source=f"{config.defense.use} on {task.name}") from error
+    if not isinstance(model, DefendedModel):
+        kind = type(model).__name__
+        raise registry.broken(use.kind, use.use, f"build() gave {kind}, not a DefendedModel")
     model.task = task
     return model
 
@@ -146,6 +165,12 @@ def read_model(file: Path, digest: str | None = None) -> tuple[RunConfig, Task, 
             f"{file} does not fit the model that its config describes: {len(wrong)} tensors "
             f"differ, such as {', '.join(wrong[:3])}; was it written by another version?"
         )
+    if broken := [name for name, value in tensors.items() if has_nan(value)]:
+        raise ArtifactError(
+            f"{file} holds NaN in {len(broken)} of its {len(tensors)} tensors, such as "
+            f"{broken[0]}: the training that wrote it diverged; train again with a lower "
+            "training.optimizer lr, or a clip_grad"
+        )
     model.load_state_dict(tensors, strict=False)  # aux is not part of the file
     return config, task, model.eval()
 
@@ -168,11 +193,29 @@ def open_run(path: Path | str) -> Run:
                 f"{path} is not trained to its end; go on with `phalanx train {path}/config.json "
                 f"--resume --out {path}`"
             )
-        raise ArtifactError(f"{path} is not a run folder: it has no {MANIFEST}")
-    manifest = read_json(path / MANIFEST)
-    digest = str(manifest.get("sha256")) if isinstance(manifest, dict) else ""
+        told = f"{path} is not a run folder: it has no {MANIFEST}"
+        hint = _weights_hint(path) or "; give a folder that `phalanx train` wrote"
+        raise ArtifactError(told + hint)
+    digest = _recorded(path)
     config, task, model = read_model(path / WEIGHTS, digest)
     return Run(path, config, task, model, digest, metrics=read_metrics(path))
+
+
+def _recorded(folder: Path) -> str:
+    """The SHA-256 of the weights that the manifest names."""
+    try:
+        return str(read_json(folder / MANIFEST)["sha256"])
+    except (KeyError, TypeError):
+        told = f"{folder / MANIFEST} is damaged: it names no sha256"
+    except ArtifactError as error:
+        told = str(error)
+    raise ArtifactError(f"{told}{_weights_hint(folder)}")
+
+
+def _weights_hint(folder: Path) -> str:
+    """That the weights say themselves what they are, where they are there."""
+    file = folder / WEIGHTS
+    return f"; {file} alone can be evaluated, unchecked" if file.is_file() else ""
 
 
 def read_metrics(folder: Path) -> tuple[Mapping[str, Any], ...]:

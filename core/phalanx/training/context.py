@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import abc
+from contextlib import closing
+
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
@@ -54,19 +57,36 @@ class TrainerContext(PhaseContext):
             self.seed, self.phase.name, self.epoch, self.index, *purpose, device=self.device
         )
 
-    def rows(self, stream: str = "") -> Tensor:
-        """The rows of the current batch in a pass that is shuffled by (phase, epoch, stream)."""
+    def rows(self, stream: str = "", *, index: int | None = None) -> Tensor:
+        """The rows of a batch in a pass that is shuffled by (phase, epoch, stream).
+
+        Args:
+            stream: the pass; '' is the one that the phase's steps take.
+            index: the batch within the epoch; absent: the current one.
+        """
         epoch, order = self._orders.get(stream, (-1, torch.empty(0)))
         if epoch != self.epoch:
             shuffle = randomness.generator(self.seed, self.phase.name, self.epoch, "order", stream)
             order = torch.randperm(len(self.data), generator=shuffle)
             self._orders[stream] = (self.epoch, order)
-        start = self.index * self.phase.batch_size
+        start = (self.index if index is None else index) * self.phase.batch_size
         return order[start : start + self.phase.batch_size]
 
-    def batch(self, stream: str = "") -> Batch:
+    def batch(self, stream: str) -> Batch:
         """The current batch of a stream, on the device."""
-        batch = self.data.fetch(self.rows(stream))
+        return self._placed(self.data.fetch(self.rows(stream)))
+
+    def left(self) -> abc.Generator[Batch, None, None]:
+        """The epoch's batches from the current one on, on the device; the data may work ahead.
+
+        Whoever leaves before the end closes it.
+        """
+        rows = (self.rows(index=index) for index in range(self.index, self.batches))
+        with closing(self.data.stream(rows)) as batches:
+            for batch in batches:
+                yield self._placed(batch)
+
+    def _placed(self, batch: Batch) -> Batch:
         return Batch(batch.x.to(self.device), batch.y.to(self.device))
 
     def minimise(self, loss: Tensor, *groups: str) -> None:
@@ -79,8 +99,8 @@ class TrainerContext(PhaseContext):
             raise TrainingError(
                 f"the loss of phase {self.phase.name!r} is {float(loss.detach())} at epoch "
                 f"{self.epoch + 1}, batch {self.index + 1}; the last checkpoint is kept. "
-                "Give training.optimizer a lower lr or a clip_grad (the table replaces the phase's "
-                "whole optimizer)"
+                "Train into another --out with a lower training.optimizer lr, or a clip_grad (the "
+                "table replaces the phase's whole optimizer)"
             )
         unknown = [name for name in groups if name not in self.optimizers]
         if unknown:

@@ -15,11 +15,24 @@ from phalanx.phase import BatchTransform, Phase
 from phalanx.training.transforms import Adversarial, Augment
 
 
-def planned(phases: Sequence[Phase], training: TrainingConfig, model: nn.Module) -> list[Phase]:
+def planned(
+    phases: Sequence[Phase],
+    training: TrainingConfig,
+    model: nn.Module,
+    *,
+    held_out: int | None = None,
+) -> list[Phase]:
     """The phases with the run file's overrides, in an order that their dependencies allow.
 
+    Args:
+        phases: the defense's own.
+        training: the run file's overrides.
+        model: what they train.
+        held_out: images for validation; absent: not known, so not asked for.
+
     Raises:
-        ConfigError: if a pattern fits no phase, or no phase can take the adversarial examples.
+        ConfigError: if a pattern fits no phase, no phase can take the adversarial examples, or
+            there are no images to select an epoch by.
         TrainingError: if the defense's phases contradict each other.
     """
     names = [phase.name for phase in phases]
@@ -33,9 +46,24 @@ def planned(phases: Sequence[Phase], training: TrainingConfig, model: nn.Module)
             "training.adversarial: every phase of this defense crafts its own examples; leave it "
             "out and set the attack in defense.params"
         )
+    for pattern, part in training.phases.items():
+        meant = [phase for phase in phases if fnmatch.fnmatch(phase.name, pattern)]
+        if part.adversarial and meant and not any(phase.accepts_adversarial for phase in meant):
+            problems.append(
+                f"training.phases.{pattern!r}.adversarial: "
+                f"{', '.join(phase.name for phase in meant)} crafts its own examples; leave it out "
+                "and set the attack in defense.params"
+            )
+    result = [_overridden(phase, training) for phase in phases]
+    selecting = [phase.name for phase in result if phase.select == "best-validation"]
+    if selecting and held_out == 0:
+        problems.append(
+            f"training.select: the best epoch of {', '.join(selecting)} is chosen on held-out "
+            "images, and there are none; set data.validation to their share of the training set, "
+            "such as 0.1"
+        )
     if problems:
         raise ConfigError(problems, source="run file")
-    result = [_overridden(phase, training) for phase in phases]
     _check(result, model)
     return result
 
@@ -56,7 +84,7 @@ def _overridden(phase: Phase, training: TrainingConfig) -> Phase:
 def _apply(phase: Phase, overrides: PhaseOverrides) -> Phase:
     changes: dict[str, Any] = {
         key: value
-        for key in ("batch_size", "epochs", "optimizer")
+        for key in ("batch_size", "epochs", "optimizer", "ema", "select")
         if (value := getattr(overrides, key)) is not None
     }
     if overrides.schedule is not None:

@@ -5,23 +5,28 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 
-from phalanx.config import RunConfig
-from phalanx.data import default_root, load_data
+from phalanx.config import FOLDER, RunConfig
+from phalanx.data.checks import Told
+from phalanx.defense import DefendedModel
 from phalanx.errors import ArtifactError
+from phalanx.phase import Phase
 from phalanx.registry import default_registry
 from phalanx.runfile import config_hash, read_run
+from phalanx.specs import Task
+from phalanx.storage import check_output, keeping, remove_parts
 from phalanx.training.artifacts import (
     MANIFEST,
     Run,
-    build_model,
     count_parameters,
     open_run,
     read_metrics,
@@ -29,6 +34,10 @@ from phalanx.training.artifacts import (
 )
 from phalanx.training.checkpoint import Checkpoints
 from phalanx.training.files import write_json
+from phalanx.training.init import starting
+from phalanx.training.inputs import ignore, keep_record, training_data
+from phalanx.training.lock import locked
+from phalanx.training.pinning import pinned, public
 from phalanx.training.plan import planned
 from phalanx.training.trainer import Progress, Settings, Stopped, Trainer
 
@@ -59,6 +68,7 @@ def train(
     checkpoint_seconds: float = 60.0,
     restart_phase: bool = False,
     progress: Progress | None = None,
+    told: Told | None = None,
 ) -> Run:
     """Train a defense and leave a run folder.
 
@@ -66,12 +76,14 @@ def train(
         config: a run file's path, its content as a mapping, or a `RunConfig`.
         out: the run folder; made if it is not there.
         resume: go on with the run that `out` holds (or begin, if it holds none).
-        data_root: where the data sets are; absent: ``$PHALANX_DATA`` or the user's cache.
+        data_root: where the data sets are; absent: ``$PHALANX_DATA`` or the user's cache. Of a
+            folder of photos: the folder; absent: the config's ``data.root``.
         download: fetch the data set if it is not there.
         time_budget: stop at a checkpoint after so many seconds; epochs and schedule stay.
         checkpoint_seconds: least time between two checkpoints.
         restart_phase: with `resume`, begin the running phase anew (its checkpoint is damaged).
         progress: sees batches and epochs.
+        told: how many files of how many of a folder of photos are checked.
 
     Returns:
         The run; `finished` is False if the time budget ended it.
@@ -80,29 +92,74 @@ def train(
         ConfigError: if the config has problems; all are told at once.
         DataError: if the data set is missing.
         ArtifactError: if `out` holds another run, or a damaged one.
+        OutputError: if `out` cannot be written, or another process trains there.
         TrainingError: if the loss is not finite.
-        KeyboardInterrupt: after Ctrl-C, when a checkpoint has been written.
+        StorageError: if the disk is full; what was written before is kept.
+        KeyboardInterrupt: after Ctrl-C or SIGTERM, when a checkpoint has been written.
     """
     folder = Path(out)
     config = read_run(config)
+    if data_root is not None and config.data.use == FOLDER:  # a run remembers where its photos are
+        data = config.data.model_copy(update={"root": str(data_root)})
+        config = config.model_copy(update={"data": data})
+    go = partial(
+        _train,
+        config,
+        folder,
+        resume=resume,
+        data_root=data_root,
+        download=download,
+        time_budget=time_budget,
+        checkpoint_seconds=checkpoint_seconds,
+        restart_phase=restart_phase,
+        progress=progress or _Silent(),
+        told=told or ignore,
+    )
+    if _is_finished(folder):  # nothing will be written: it may lie on a read-only disk
+        return go()
+    check_output(folder)
+    kept = f"what {folder} holds is kept: make space, then go on with --resume"
+    with keeping(kept), locked(folder):
+        remove_parts(folder)
+        remove_parts(folder / "phases")
+        return go()
+
+
+def _train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    data_root: Path | str | None,
+    download: bool,
+    time_budget: float | None,
+    checkpoint_seconds: float,
+    restart_phase: bool,
+    progress: Progress,
+    told: Told,
+) -> Run:
+    """See `train`; nobody else writes in `folder` meanwhile."""
+    config = pinned(config, folder)
     digest = config_hash(config)
     _check_folder(folder, resume=resume)
     checkpoints = Checkpoints.open(folder, config_hash=digest, threads=config.training.threads)
     if (folder / MANIFEST).exists():
         return open_run(folder)
-    data = load_data(
-        config.data.use,
-        root=Path(data_root) if data_root else default_root(),
-        limit=config.data.limit,
-        validation=config.data.validation,
-        download=download,
-    )
+    root = None if data_root is None else Path(data_root)
+    data = training_data(config, folder, root=root, download=download, told=told)
     with _threads(config.training.threads), _interruptible() as interrupted:
-        model = build_model(config, data.task)
-        phases = planned(config.defense.create(data.task).phases(model), config.training, model)
-        folder.mkdir(parents=True, exist_ok=True)
+        start = starting(config, data.task, checkpoints)
+        model, data = start.model, replace(data, task=start.task)
+        phases = planned(
+            _phases(config, data.task, model),
+            config.training,
+            model,
+            held_out=len(data.validation),
+        )
+        checkpoints.mark()  # first: a folder with a config alone could not be gone on with
         write_json(folder / "config.json", config.model_dump(mode="json"))
-        checkpoints.mark()
+        keep_record(data, folder)
+        start.keep(checkpoints)
         started = time.monotonic()
 
         def should_stop() -> bool:
@@ -117,7 +174,7 @@ def train(
             restart_phase=restart_phase,
         )
         observer = _Observed(
-            progress or _Silent(),
+            progress,
             {
                 "defense": config.defense.use,
                 "data": config.data.use,
@@ -149,25 +206,51 @@ def train(
                 metrics=read_metrics(folder),
             )
         model = model.cpu()
-        facts = {
+        facts: dict[str, Any] = {
             "parameters": count_parameters(model),
             "phases": [
-                done.model_dump(exclude={"log_bytes"}) for done in checkpoints.state.finished
+                done.model_dump(exclude={"log_bytes"}, exclude_none=True)
+                for done in checkpoints.state.finished
             ],
+            **start.facts,
         }
-        weights = write_weights(folder, model, config, data.task, facts)
+        if data.folder is not None:
+            facts["data"] = data.folder.model_dump(mode="json")
+        weights = write_weights(folder, model, public(config), data.task, facts)
         default_registry().notify("phalanx_run_finished", run=observer.run)
+    if interrupted():  # in its last batches: the run is finished, and what comes after it is not
+        raise KeyboardInterrupt
     return Run(folder, config, data.task, model, weights, metrics=read_metrics(folder))
 
 
+def _phases(config: RunConfig, task: Task, model: DefendedModel) -> Sequence[Phase]:
+    """The defense's own phases.
+
+    Raises:
+        PluginContractError: if its code fails, or gives something else.
+    """
+    use, registry = config.defense, default_registry()
+    with registry.blamed(use.kind, use.use, "failed to name its phases"):
+        phases = tuple(use.create(task).phases(model))
+    wrong = [type(phase).__name__ for phase in phases if not isinstance(phase, Phase)]
+    if wrong:
+        raise registry.broken(use.kind, use.use, f"phases() gave {wrong[0]}, not a Phase")
+    return phases
+
+
+def _is_finished(folder: Path) -> bool:
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError:  # no name of a folder, which `check_output` tells
+        return False
+
+
 def _check_folder(folder: Path, *, resume: bool) -> None:
-    """Refuse a folder that is none, that holds a run already, or somebody else's files.
+    """Refuse a folder that holds a run already, or somebody else's files.
 
     Raises:
         ArtifactError: with what to do.
     """
-    if folder.exists() and not folder.is_dir():
-        raise ArtifactError(f"--out {folder} is a file; name a folder for the run")
     begun = (folder / "state.json").exists()
     if begun and not resume:
         raise ArtifactError(
@@ -213,12 +296,11 @@ def _threads(count: int) -> Iterator[None]:
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[], bool]]:
-    """Turn the first Ctrl-C into a question that is asked after each batch; the second is hard."""
+    """Turn the first Ctrl-C or SIGTERM into a question asked after each batch; a second is hard."""
     if threading.current_thread() is not threading.main_thread():
         yield lambda: False
         return
     pressed = False
-    before = signal.getsignal(signal.SIGINT)
 
     def note(number: int, frame: FrameType | None) -> None:
         nonlocal pressed
@@ -226,8 +308,11 @@ def _interruptible() -> Iterator[Callable[[], bool]]:
             raise KeyboardInterrupt
         pressed = True
 
-    signal.signal(signal.SIGINT, note)
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    for one in before:
+        signal.signal(one, note)
     try:
         yield lambda: pressed
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler or signal.SIG_DFL)  # None: not set from Python

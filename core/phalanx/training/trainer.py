@@ -13,61 +13,55 @@ from __future__ import annotations
 import copy
 import json
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from phalanx import randomness
-from phalanx.attack import attacking
-from phalanx.data.sets import Data, Split
+from phalanx.data.sets import Data
 from phalanx.defense import DefendedModel
-from phalanx.errors import TrainingError
+from phalanx.errors import DataError, PhalanxError, TrainingError
 from phalanx.phase import Batch, Phase
-from phalanx.training.checkpoint import Checkpoints
+from phalanx.storage import append_line, writing
+from phalanx.training.averaging import Average
+from phalanx.training.checkpoint import Checkpoints, Selected
 from phalanx.training.context import TrainerContext
 from phalanx.training.meter import PassMeter
 from phalanx.training.plan import prefix
+from phalanx.training.settings import Progress as Progress, Settings as Settings, Stopped as Stopped
+from phalanx.training.validation import CLEAN, ROBUST, validate
 
 
-class Progress(Protocol):
-    """Sees how a training goes on; every method may do nothing."""
-
-    def phase_started(self, phase: str, *, epochs: int, batches: int, done: int) -> None:
-        """A phase begins or goes on, `done` batches of it behind."""
-
-    def batch_finished(self, phase: str) -> None:
-        """A batch is done."""
-
-    def epoch_finished(self, metrics: Mapping[str, Any]) -> None:
-        """An epoch is done; `metrics` is its line of metrics.jsonl."""
-
-
-class Stopped(Exception):
-    """The training was asked to stop and has written a checkpoint."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a trainer needs besides model, data and phases.
+@dataclass
+class _Work:
+    """A phase in training.
 
     Attributes:
-        seed: the run's seed.
-        precision: ``float32`` or ``bfloat16``.
-        checkpoint_seconds: least time between two checkpoints of a phase.
-        should_stop: asked after each batch.
-        restart_phase: forget the running phase's checkpoint.
+        average: of its weights, where it keeps one.
+        sums: of what is logged, over the epoch's images so far.
+        examples: images trained on so far.
+        selected: the best epoch so far against the last one, where the phase keeps the best.
     """
 
-    seed: int
-    precision: str = "float32"
-    checkpoint_seconds: float = 60.0
-    should_stop: Callable[[], bool] = lambda: False
-    restart_phase: bool = False
+    phase: Phase
+    ctx: TrainerContext
+    meter: PassMeter
+    average: Average | None
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    examples: int = 0
+    selected: Selected | None = None
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The module has its averaged weights inside, if it keeps an average."""
+        with self.average.applied() if self.average is not None else nullcontext():
+            yield
 
 
 class Trainer:
@@ -121,8 +115,9 @@ class Trainer:
             for regularizer in phase.regularizers:
                 regularizer.to(self.fabric.device).begin(ctx)
             ctx.build_optimizers()
-        meter = PassMeter(phase.module)
-        sums, examples = self._resume(phase, ctx, meter)
+        average = Average(phase.module, decay=phase.ema) if phase.ema else None
+        work = _Work(phase, ctx, PassMeter(phase.module), average)
+        self._resume(work)
         self.progress.phase_started(
             phase.name,
             epochs=phase.epochs,
@@ -130,10 +125,11 @@ class Trainer:
             done=ctx.epoch * ctx.batches + ctx.index,
         )
         try:
-            self._run_epochs(phase, ctx, meter, sums, examples)
+            self._run_epochs(work)
         finally:
-            meter.close()
+            work.meter.close()
         with randomness.seeded(seed, phase.name, "end"):
+            self._settle(work)
             for regularizer in phase.regularizers:
                 regularizer.end(ctx)
         for parameter, flag in flags:  # between phases only the model's state travels
@@ -142,51 +138,65 @@ class Trainer:
         self.checkpoints.finish(
             phase.name,
             self._slice(phase),
+            selected=work.selected,
             log_bytes=self._log_size(),
-            forwards=meter.forwards,
-            backwards=meter.backwards,
+            forwards=work.meter.forwards,
+            backwards=work.meter.backwards,
             examples=len(self.data.train) * phase.epochs,
         )
 
-    def _run_epochs(
-        self,
-        phase: Phase,
-        ctx: TrainerContext,
-        meter: PassMeter,
-        sums: dict[str, Tensor],
-        examples: int,
-    ) -> None:
+    def _settle(self, work: _Work) -> None:
+        """Give the module the weights that are kept: averaged, or the best epoch's."""
+        if work.average is not None:
+            work.average.apply()
+        best = self.checkpoints.best_of(work.phase.name)
+        if work.selected is not None and best is not None:
+            self._load(self.checkpoints.load_best(best), work.phase)
+        if work.average is not None or work.selected is not None:
+            # other weights than those of the last step: a mask made since then holds for them too
+            for regularizer in work.phase.regularizers:
+                regularizer.after_step(work.ctx)
+
+    def _run_epochs(self, work: _Work) -> None:
+        phase, ctx, sums = work.phase, work.ctx, work.sums
         saved = started = time.monotonic()
         while ctx.epoch < phase.epochs:
-            if ctx.index == 0:
-                self._before_epoch(phase, ctx)
-            while ctx.index < ctx.batches:
-                batch = ctx.batch()
-                for name, value in self._step(phase, ctx, batch).items():
-                    total = sums.setdefault(name, torch.zeros((), dtype=torch.float64))
-                    total += value.cpu().double() * len(batch)
-                examples += len(batch)
-                ctx.index += 1
-                self.progress.batch_finished(phase.name)
-                if ctx.index == ctx.batches:
-                    break
-                now, stop = time.monotonic(), self.settings.should_stop()
-                if stop or now - saved >= self.settings.checkpoint_seconds:
-                    self._save(phase, ctx, meter, sums, examples)
-                    saved = now
-                if stop:
-                    raise Stopped
+            with closing(ctx.left()) as batches:
+                while ctx.index < ctx.batches:
+                    try:
+                        batch = next(batches)
+                    except DataError:  # a file that cannot be read any more
+                        self._save(work)
+                        raise
+                    if ctx.index == 0:  # not before: a checkpoint at 0 is of before it
+                        self._before_epoch(phase, ctx)
+                    for name, value in self._step(phase, ctx, batch).items():
+                        total = sums.setdefault(name, torch.zeros((), dtype=torch.float64))
+                        total += value.cpu().double() * len(batch)
+                    if work.average is not None:
+                        work.average.update()
+                    work.examples += len(batch)
+                    ctx.index += 1
+                    self.progress.batch_finished(phase.name)
+                    if ctx.index == ctx.batches:
+                        break
+                    now, stop = time.monotonic(), self.settings.should_stop()
+                    if stop or now - saved >= self.settings.checkpoint_seconds:
+                        self._save(work)
+                        saved = now
+                    if stop:
+                        raise Stopped
             with randomness.seeded(ctx.seed, phase.name, ctx.epoch, "after_epoch"):
                 for regularizer in phase.regularizers:
                     regularizer.after_epoch(ctx)
-            self._log_epoch(phase, ctx, meter, sums, examples, time.monotonic() - started)
+            self._log_epoch(work, time.monotonic() - started)
             started = time.monotonic()
             sums.clear()
             ctx.epoch, ctx.index = ctx.epoch + 1, 0
             if ctx.epoch < phase.epochs:
                 stop = self.settings.should_stop()
                 if stop or time.monotonic() - saved >= self.settings.checkpoint_seconds:
-                    self._save(phase, ctx, meter, sums, examples)
+                    self._save(work)
                     saved = time.monotonic()
                 if stop:
                     raise Stopped
@@ -199,7 +209,9 @@ class Trainer:
                 for transform in phase.transforms:
                     batch = transform(batch, ctx)
                 return phase.step(batch, ctx)
-        except (RuntimeError, ValueError) as error:  # torch's own: shapes, memory, a batch of one
+        except PhalanxError:
+            raise
+        except Exception as error:  # a plugin's and torch's own: shapes, memory, a batch of one
             raise TrainingError(
                 f"phase {phase.name!r} failed at epoch {ctx.epoch + 1}, batch {ctx.index + 1} "
                 f"({len(batch)} images): {type(error).__name__}: {error}"
@@ -211,48 +223,54 @@ class Trainer:
 
     # ------------------------------------------------------------ log and checkpoints
 
-    def _log_epoch(
-        self,
-        phase: Phase,
-        ctx: TrainerContext,
-        meter: PassMeter,
-        sums: dict[str, Tensor],
-        examples: int,
-        seconds: float,
-    ) -> None:
+    def _log_epoch(self, work: _Work, seconds: float) -> None:
+        phase, ctx, meter = work.phase, work.ctx, work.meter
         count = len(self.data.train)
         line: dict[str, Any] = {
             "phase": phase.name,
             "epoch": ctx.epoch + 1,
             "epochs": phase.epochs,
-            **{name: float(total) / count for name, total in sums.items()},
-            "forwards_per_example": meter.forwards / examples,
-            "backwards_per_example": meter.backwards / examples,
+            **{name: float(total) / count for name, total in work.sums.items()},
+            "forwards_per_example": meter.forwards / work.examples,
+            "backwards_per_example": meter.backwards / work.examples,
             "seconds": round(seconds, 3),
         }
         if len(self.data.validation):
-            before = meter.forwards
-            with randomness.seeded(ctx.seed, phase.name, ctx.epoch, "validation"):
-                line["validation_accuracy"] = accuracy(self.model, self.data.validation)
-            meter.forwards = before
-        with self.log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+            line |= self._validate(work)
+        append_line(self.log, json.dumps(line))
         self.progress.epoch_finished(line)
 
-    def _save(
-        self,
-        phase: Phase,
-        ctx: TrainerContext,
-        meter: PassMeter,
-        sums: dict[str, Tensor],
-        examples: int,
-    ) -> None:
+    def _validate(self, work: _Work) -> dict[str, Any]:
+        """The epoch's accuracies on held-out images; the best epoch's weights are kept."""
+        phase, meter, number = work.phase, work.meter, work.ctx.epoch + 1
+        passes = meter.forwards, meter.backwards
+        with work.averaged(), randomness.seeded(work.ctx.seed, phase.name, number, "validation"):
+            found = validate(phase, self.model, self.data.validation, seed=work.ctx.seed)
+            meter.forwards, meter.backwards = passes
+            if phase.select == "last":
+                return found
+            by = ROBUST if ROBUST in found else CLEAN
+            best = self.checkpoints.best_of(phase.name)
+            if best is None or found[by] > best.value:  # of equal ones the earlier
+                self.checkpoints.keep_best(
+                    self._slice(phase), phase=phase.name, epoch=number, value=found[by]
+                )
+                best = self.checkpoints.best_of(phase.name)
+        assert best is not None
+        gap = best.value - found[by]
+        work.selected = Selected(by=by, best=best.value, epoch=best.epoch, last=found[by], gap=gap)
+        return {**found, "best_epoch": best.epoch, "best": best.value, "best_minus_last": gap}
+
+    def _save(self, work: _Work) -> None:
+        phase, ctx, meter = work.phase, work.ctx, work.meter
         tensors = {f"model/{name}": value for name, value in self._slice(phase).items()}
         for place, regularizer in enumerate(phase.regularizers):
             for name, value in regularizer.state_dict().items():
                 tensors[f"regularizer/{place}/{name}"] = value
+        if work.average is not None:
+            tensors |= {f"ema/{name}": value for name, value in work.average.state().items()}
         tensors.update(ctx.state())
-        tensors.update({f"metric/{name}": total for name, total in sums.items()})
+        tensors.update({f"metric/{name}": total for name, total in work.sums.items()})
         self.checkpoints.save(
             tensors,
             phase=phase.name,
@@ -261,23 +279,27 @@ class Trainer:
             log_bytes=self._log_size(),
             forwards=meter.forwards,
             backwards=meter.backwards,
-            examples=examples,
+            examples=work.examples,
         )
 
-    def _resume(
-        self, phase: Phase, ctx: TrainerContext, meter: PassMeter
-    ) -> tuple[dict[str, Tensor], int]:
+    def _resume(self, work: _Work) -> None:
         """Load the phase's checkpoint, if there is one, over what `begin` prepared."""
+        phase, ctx, meter = work.phase, work.ctx, work.meter
         found = self.checkpoints.load_running(phase.name)
         if found is None:
             finished = self.checkpoints.state.finished
             self._truncate_log(finished[-1].log_bytes if finished else 0)
-            return {}, 0
+            return
         position, tensors = found
         ctx.epoch = position.epoch
         if position.index:
             self._before_epoch(phase, ctx)  # as at the epoch's start; the tensors go over it
-        parts: dict[str, dict[str, Tensor]] = {"model": {}, "metric": {}, "regularizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {
+            "model": {},
+            "metric": {},
+            "regularizer": {},
+            "ema": {},
+        }
         for key, value in tensors.items():
             kind, _, name = key.partition("/")
             parts.setdefault(kind, {})[name] = value
@@ -291,11 +313,14 @@ class Trainer:
                     if name.startswith(start)
                 }
             )
+        if work.average is not None:
+            work.average.load_state(parts["ema"])
         ctx.load_state(tensors)
         ctx.index = position.index
         meter.forwards, meter.backwards = position.forwards, position.backwards
         self._truncate_log(position.log_bytes)
-        return parts["metric"], position.examples
+        work.sums.update(parts["metric"])
+        work.examples = position.examples
 
     def _log_size(self) -> int:
         return self.log.stat().st_size if self.log.exists() else 0
@@ -303,7 +328,7 @@ class Trainer:
     def _truncate_log(self, size: int) -> None:
         """Drop the lines of epochs that will be trained again."""
         if self.log.exists():
-            with self.log.open("r+b") as file:
+            with writing(self.log), self.log.open("r+b") as file:
                 file.truncate(min(size, self._log_size()))
 
     def _slice(self, phase: Phase) -> dict[str, Tensor]:
@@ -319,16 +344,3 @@ class Trainer:
             raise TrainingError(
                 f"the stored weights of phase {phase.name!r} do not fit the model: {error}"
             ) from error
-
-
-def accuracy(model: DefendedModel, split: Split, *, batch_size: int = 500) -> float:
-    """Share of the images that the served function classifies correctly."""
-    device = next(model.parameters()).device
-    served = model.serve(randomness.key("accuracy"))
-    right = 0
-    with attacking(model), torch.no_grad():
-        for start in range(0, len(split), batch_size):
-            batch = split.fetch(torch.arange(start, min(start + batch_size, len(split))))
-            scores = served(batch.x.to(device))
-            right += int((scores.argmax(1).cpu() == batch.y).sum())
-    return right / len(split)
