@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from phalanx import cli
-from phalanx.cli import listing
-from phalanx.errors import ConfigError, TrainingError
+from phalanx.cli import frame, listing
+from phalanx.errors import ConfigError, StorageError, TrainingError
 from phalanx.registry import Registry
 from phalanx.specs import Kind
 
@@ -136,8 +136,20 @@ class TestFrame:
         [
             (ConfigError(["a: b"], source="x.toml"), 2, "error: x.toml: 1 problem\n  a: b\n"),
             (TrainingError("a loss is not finite"), 1, "error: a loss is not finite\n"),
-            (OSError(28, "No space left"), 1, "error: [Errno 28] No space left\n"),
-            (KeyboardInterrupt(), 130, ""),
+            (
+                StorageError("x cannot be written", "y stands"),
+                1,
+                "error: x cannot be written; y stands\n",
+            ),
+            (OSError(28, "No space left", "x"), 1, "error: x: the disk is full\n"),
+            (PermissionError(13, "Permission denied", "x"), 2, "error: x: no permission\n"),
+            (OSError(36, "File name too long", "x"), 2, "error: x: File name too long\n"),
+            (
+                KeyboardInterrupt(),
+                130,
+                "interrupted: no file is half written, and the same command can be given again\n",
+            ),
+            (KeyboardInterrupt("cells are kept"), 130, "interrupted: cells are kept\n"),
         ],
     )
     def test_errors_become_one_message_and_a_code(self, capsys, monkeypatch, error, code, text):
@@ -147,6 +159,15 @@ class TestFrame:
         monkeypatch.setattr(listing, "load_registry", fail)
         assert cli.main(["list"]) == code
         assert capsys.readouterr().err == text
+
+    def test_a_reader_that_has_gone_is_no_traceback(self):
+        code = "import sys; from phalanx.cli import main; sys.exit(main(['list', '--json']))"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        process.stdout.close()
+        _, errors = process.communicate(timeout=120)
+        assert (process.returncode, errors) == (1, b"")
 
     def test_bugs_keep_their_traceback(self, monkeypatch):
         def fail(*_):
@@ -176,4 +197,4 @@ class TestFrame:
                 none: at all.
             """
 
-        assert cli.help_of(function) == "Do it.\n\n\b\nExamples:\n    phalanx do\n      more"
+        assert frame.help_of(function) == "Do it.\n\n\b\nExamples:\n    phalanx do\n      more"

@@ -74,16 +74,24 @@ def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, arguments, message
     assert not (tmp_path / "q").exists()
 
 
+def test_a_run_folder_is_no_run_file(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    done = train("run", "--resume", "--out", "run", cwd=tmp_path)
+    told = "error: run is a run folder; go on with run/config.json --resume"
+    assert (done.returncode, done.stderr.strip()) == (2, told)
+
+
 def test_an_out_that_is_a_file_is_told(tmp_path):
     (tmp_path / "taken").write_text("mine")
     done = train("none", *SMALL, "--out", "taken", cwd=tmp_path)
-    assert done.returncode in (1, 2)
-    assert "taken" in done.stderr
-    assert "Traceback" not in done.stderr
+    told = "error: --out taken is a file; name a folder for the results"
+    assert (done.returncode, done.stderr.strip()) == (2, told)
     assert (tmp_path / "taken").read_text() == "mine"
 
 
-def test_ctrl_c_writes_a_checkpoint_and_exits_130(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_writes_a_checkpoint_and_exits_130(tmp_path, number):
     process = subprocess.Popen(
         [
             sys.executable,
@@ -107,9 +115,12 @@ def test_ctrl_c_writes_a_checkpoint_and_exits_130(tmp_path):
     while not (tmp_path / "run" / "state.json").exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "Traceback" not in errors
+    assert errors.splitlines()[-1] == (
+        "interrupted: the last checkpoint is kept; go on with: phalanx train run/config.json "
+        "--resume --out run"
+    )
     state = json.loads((tmp_path / "run" / "state.json").read_text())
     assert state["running"]["phase"] == "fit"

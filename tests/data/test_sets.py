@@ -222,3 +222,27 @@ def test_a_boolean_mask_is_no_row(mask):
     with pytest.raises(DataError, match="found a boolean mask"):
         split.fetch(mask)
     assert len(split.fetch([])) == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        ([[1.0, 2.0], [3.0]], [0, 1], "images must be a tensor, a numpy array or nested lists of"),
+        (torch.rand(2, 1, 2, 2), [[1], [2, 3]], "labels must be a tensor, a numpy array or nested"),
+        (None, [0], "found NoneType"),
+        (["a"], ["b"], "found list"),
+    ],
+)
+def test_ragged_input_is_a_data_error(x, y, told):
+    with pytest.raises(DataError, match=told):
+        Split.from_arrays(x, y)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "hint"),
+    [(0.0, 255.0, "divide by 255"), (-2.1, 2.6, "undo the normalisation"), (0.0, 1.5, "undo the")],
+)
+def test_a_wrong_range_says_what_to_do(low, high, hint):
+    x = torch.tensor([low, high]).view(2, 1, 1, 1)
+    with pytest.raises(DataError, match=hint):
+        Split.from_arrays(x, torch.tensor([0, 1]))

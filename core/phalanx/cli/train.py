@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
-from phalanx.cli.common import load_registry, parse_set
-from phalanx.errors import ConfigError
+from phalanx.cli.common import files_checked, load_registry, parse_set, run_kept
+from phalanx.cli.stopping import keeps
+from phalanx.errors import ConfigError, InputError
 
 EPILOG = """Examples:
 
@@ -21,6 +22,8 @@ EPILOG = """Examples:
   phalanx train plugins/pdd/recipes/smoke.toml --out runs/smoke --time-budget 25m
 
   phalanx train runs/smoke/config.json --resume --out runs/smoke
+
+  phalanx train examples/photos.toml --data-root ~/photos --skip-unreadable --out runs/photos
 """
 
 
@@ -59,8 +62,13 @@ def command(
         float, typer.Option(help="Least time between two checkpoints, in seconds.")
     ] = 60.0,
     data_root: Annotated[
-        Path | None, typer.Option(help="Where the data sets are; else $PHALANX_DATA.")
+        Path | None,
+        typer.Option(help="Where the data sets are, else $PHALANX_DATA; or the folder of photos."),
     ] = None,
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option("--skip-unreadable", help="Of a folder: leave out files that are no images."),
+    ] = False,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch the data set if it is not there.")
     ] = False,
@@ -73,13 +81,16 @@ def command(
 
     load_registry()
     assignments = [*(set_ or []), *([] if data is None else [f"data.use={data}"])]
+    assignments += ["data.skip_unreadable=true"] if skip_unreadable else []
     overrides = parse_set([*assignments, *([] if seed is None else [f"seed={seed}"])])
     source: Path | dict[str, Any]
+    if (Path(what) / "config.json").is_file():
+        raise InputError(f"{what} is a run folder; go on with {what}/config.json --resume")
     is_file = what.endswith((".toml", ".json")) or Path(what).is_file()
     source = Path(what) if is_file else {"defense": {"use": what}}
     config = read_run(source, overrides=overrides)
     budget = seconds(time_budget) if time_budget is not None else None
-    with TrainingProgress() as progress:
+    with keeps(lambda: run_kept(out)), TrainingProgress() as progress:
         run = train(
             config,
             out=out,
@@ -90,6 +101,7 @@ def command(
             time_budget=budget,
             checkpoint_seconds=checkpoint_seconds,
             progress=progress,
+            told=files_checked(),
         )
     if as_json:
         result = {

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from phalanx.data import catalog, readers
 from phalanx.errors import DataError
 from phalanx.phase import Batch
 from phalanx.specs import Task, Threat
+
+if TYPE_CHECKING:
+    from phalanx.data.checks import FolderRecord
 
 Rows = Tensor | slice | Sequence[int]
 """Indices in any order, or a slice."""
@@ -50,9 +54,19 @@ class Split(ABC):
     def subset(self, rows: Tensor) -> Split:
         """A split of these rows ``(n,)`` alone, in their order."""
 
-    def stream(self, batches: Iterable[Rows]) -> Iterator[Batch]:
-        """`fetch` of each of these rows in turn; a split that decodes may work ahead."""
-        return map(self.fetch, batches)
+    def stream(self, batches: Iterable[Rows]) -> Generator[Batch, None, None]:
+        """`fetch` of each of these rows in turn; a split that decodes may work ahead.
+
+        Whoever leaves before the end closes it (`contextlib.closing`), so that its workers end.
+        """
+        for rows in batches:
+            yield self.fetch(rows)
+
+    def blocks(self, count: int, size: int) -> Generator[tuple[int, Batch], None, None]:
+        """The first `count` rows in blocks of `size`, each with its first row; see `stream`."""
+        starts = range(0, count, size)
+        with closing(self.stream(slice(at, min(at + size, count)) for at in starts)) as batches:
+            yield from zip(starts, batches, strict=True)
 
     @staticmethod
     def from_arrays(x: Any, y: Any, *, classes: int | None = None) -> ArraySplit:
@@ -66,13 +80,28 @@ class Split(ABC):
         Raises:
             DataError: with everything that is wrong.
         """
-        images, labels = torch.as_tensor(x), torch.as_tensor(y)
+        images, labels = _tensor(x, "images"), _tensor(y, "labels")
         problems = [*_image_problems(images), *_label_problems(labels, classes)]
         if images.ndim and labels.ndim and len(images) != len(labels):
             problems.append(f"{len(images)} images, but {len(labels)} labels")
         if problems:
             raise DataError(f"images and labels cannot be used: {'; '.join(problems)}")
         return ArraySplit(images.detach().to(torch.float32), labels.detach().to(torch.int64))
+
+
+def _tensor(value: Any, what: str) -> Tensor:
+    """A tensor, an array or nested lists as a tensor.
+
+    Raises:
+        DataError: if it is none, or its rows are of several lengths.
+    """
+    try:
+        return torch.as_tensor(value)
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise DataError(
+            f"{what} must be a tensor, a numpy array or nested lists of numbers, all rows of one "
+            f"length; found {type(value).__name__}: {error}"
+        ) from error
 
 
 def as_index(rows: Rows) -> Tensor | slice:
@@ -129,16 +158,17 @@ def _image_problems(images: Tensor) -> list[str]:
         problems.append("images must be finite, found NaN or infinity")
     elif images.numel() and (images.min() < 0 or images.max() > 1):
         found = f"{float(images.min()):.4g} to {float(images.max()):.4g}"
-        problems.append(
-            f"images must be in [0, 1], found {found}; undo the normalisation, it belongs in the "
-            "model"
-        )
+        looks_like_bytes = images.min() >= 0 and 2 < images.max() <= 255
+        hint = "undo the normalisation, it belongs in the model"
+        hint = "divide by 255" if looks_like_bytes else hint
+        problems.append(f"images must be in [0, 1], found {found}; {hint}")
     return problems
 
 
 def _label_problems(labels: Tensor, classes: int | None) -> list[str]:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         return [f"labels must be integers, found {labels.dtype}"]
+    labels = labels.to(torch.int64)  # torch knows no order of unsigned ones
     if labels.ndim != 1:
         return [f"labels must be (N,), found shape {tuple(labels.shape)}; one-hot: argmax(1)"]
     if labels.numel() and labels.min() < 0:
@@ -158,6 +188,7 @@ class Data:
         validation: held out of the training set, perhaps empty.
         test: chooses nothing.
         threat: what attackers may change unless a run says otherwise.
+        folder: what was found in a folder of photos; None of any other data.
     """
 
     task: Task
@@ -165,6 +196,7 @@ class Data:
     validation: Split
     test: Split
     threat: Threat | None = None
+    folder: FolderRecord | None = None
 
 
 def load_data(
@@ -195,7 +227,7 @@ def load_data(
     train, test = (
         ArraySplit(images, labels, scale=splits.scale) for images, labels in splits.parts
     )
-    held_out, used = _divide(known.name, len(train), limit=limit, validation=validation)
+    held_out, used = divide(known.name, len(train), limit=limit, validation=validation)
     task = Task(
         name=known.name,
         shape=known.shape,
@@ -215,10 +247,27 @@ def load_data(
     )
 
 
-def _divide(
-    name: str, count: int, *, limit: int | None, validation: float
+def divide(
+    name: str,
+    count: int,
+    *,
+    limit: int | None = None,
+    validation: float = 0.0,
+    shown: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Rows to hold out and rows to train on, each ascending."""
+    """Rows to hold out and rows to train on, each ascending.
+
+    Args:
+        name: keys the draw.
+        count: of all rows.
+        limit: rows to train on; absent: all that are left.
+        validation: share to hold out.
+        shown: what messages call the data; absent: `name`.
+
+    Raises:
+        DataError: if there are not enough rows.
+    """
+    shown = shown or name
     if not 0 <= validation < 1:
         raise DataError(f"validation is a share in [0, 1), found {validation}")
     order = torch.randperm(count, generator=randomness.generator("data", name, "rows"))
@@ -226,12 +275,12 @@ def _divide(
     left = count - held_out
     if held_out and not left:
         raise DataError(
-            f"validation = {validation} holds out all {count} images of {name} and leaves none to "
+            f"validation = {validation} holds out all {count} images of {shown} and leaves none to "
             "train on; choose a smaller share"
         )
     if limit is not None and not 1 <= limit <= left:
         raise DataError(
-            f"limit = {limit}, but {name} has {left} images to train on; choose 1 to {left}"
+            f"limit = {limit}, but {shown} has {left} images to train on; choose 1 to {left}"
         )
     used = order[held_out : held_out + (left if limit is None else limit)]
     return order[:held_out].sort().values, used.sort().values

@@ -1,0 +1,1 @@
+"""Measurements against other libraries; from the repository's root: `python -m bench.<name>`."""
