@@ -9,17 +9,18 @@ from phalanx import api
 
 SURFACE = """
 API_VERSION AdversarialConfig Adversarial AnyThreat Attack AttackConfig Augment Backbone Batch
-BatchTransform ComponentSpec CrossEntropyPhase DefendedModel Defense DefenseConfig Epsilon
-JointPhase Kind L1 L2 Linf Member MeanEnsemble Natural NoBall Normalization Observer
-OptimizerConfig Paper Perturbation PerturbationConfig PhalanxError PhalanxWarning Phase
+BatchTransform ComponentSpec ConfigError CrossEntropyPhase Deciding DefendedModel Defense
+DefenseConfig Epsilon JointPhase Kind L1 L2 Linf Member MeanEnsemble Natural NoBall Normalization
+Observer OptimizerConfig Paper Perturbation PerturbationConfig PhalanxError PhalanxWarning Phase
 PhaseContext Population Pruner PrunerConfig Regularizer RoundPhase ScheduleConfig Scores Spec
 Targeted Task Threat Traits Union UseAttack UseDefense UsePerturbation UsePruner View ascend
-attacking build_member capture expectation generator hookimpl input_gradient log_max log_mean
+attacking build_member capture craft expectation generator hookimpl input_gradient log_max log_mean
 may_drop_rows
 """
 
 HOME = """
-L1 L2 Linf NoBall Report Run Union default_registry defense evaluate load register train
+L1 L2 Linf NoBall Report Run Union default_registry defense evaluate from_art load register train
+wrap
 """
 
 

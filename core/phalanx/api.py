@@ -19,9 +19,13 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         may_drop_rows as may_drop_rows,
     )
     from phalanx.attacks.ascent import (
+        Deciding as Deciding,
         ascend as ascend,
         expectation as expectation,
         input_gradient as input_gradient,
+    )
+    from phalanx.attacks.crafting import (
+        craft as craft,
     )
     from phalanx.combine import (
         log_max as log_max,
@@ -48,6 +52,7 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         View as View,
     )
     from phalanx.errors import (
+        ConfigError as ConfigError,
         PhalanxError as PhalanxError,
         PhalanxWarning as PhalanxWarning,
     )
@@ -114,13 +119,14 @@ API_VERSION = (1, 0)
 
 _HOME = {
     "phalanx.attack": "Attack Observer Scores Targeted attacking may_drop_rows",
-    "phalanx.attacks.ascent": "ascend expectation input_gradient",
+    "phalanx.attacks.ascent": "Deciding ascend expectation input_gradient",
+    "phalanx.attacks.crafting": "craft",
     "phalanx.combine": "log_max log_mean",
     "phalanx.config": "AdversarialConfig AttackConfig Backbone DefenseConfig Normalization "
     "OptimizerConfig PerturbationConfig PrunerConfig ScheduleConfig UseAttack UseDefense "
     "UsePerturbation UsePruner",
     "phalanx.defense": "DefendedModel Defense View",
-    "phalanx.errors": "PhalanxError PhalanxWarning",
+    "phalanx.errors": "ConfigError PhalanxError PhalanxWarning",
     "phalanx.hookspecs": "hookimpl",
     "phalanx.nn.capture": "capture",
     "phalanx.nn.ensemble": "MeanEnsemble Population",

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from phalanx.attacks.ascent import ascend, by_mean_size, expectation, input_gradient
+from phalanx.attacks.ascent import Deciding, ascend, by_mean_size, expectation, input_gradient
 from phalanx.errors import AttackInapplicable
 from phalanx.specs import L1, L2, Linf
 
@@ -149,3 +149,59 @@ def test_a_row_with_a_bad_gradient_stays_and_harms_no_other():
     found = ascend(objective, x, L2(0.1), steps=3, size=0.1, momentum=1.0)
     assert torch.equal(found[0], x[0])
     assert (found[1] > x[1]).all()
+
+
+class Goals(Deciding):
+    """The sum of pixels; a row is done from its goal on. Logs the rows of each call."""
+
+    def __init__(self, goals: torch.Tensor, log: list[list[float]]) -> None:
+        self.goals = goals
+        self.log = log
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        value = x.flatten(1).sum(1)
+        self.reached = value.detach() >= self.goals
+        self.log.append(self.goals.tolist())
+        return value
+
+    def __getitem__(self, rows: torch.Tensor) -> "Goals":
+        return Goals(self.goals[rows], self.log)
+
+
+GOALS = torch.tensor([0.25, 9.0, 0.0, 0.15])
+
+
+@pytest.mark.parametrize("momentum", [0.0, 1.0])
+@pytest.mark.parametrize("keep", ["last", "best"])
+def test_rows_that_are_done_leave_with_the_iterate_that_did_it(momentum, keep):
+    log: list[list[float]] = []
+    x = torch.zeros(4, 1, 1, 1)
+    found = ascend(Goals(GOALS, log), x, Linf(1.0), steps=5, size=0.1, momentum=momentum, keep=keep)
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.3, 0.5, 0.0, 0.2]))
+    left = [[0.25, 9.0, 0.0, 0.15], [0.25, 9.0, 0.15], [0.25, 9.0, 0.15], [0.25, 9.0], [9.0]]
+    torch.testing.assert_close([torch.tensor(r) for r in log[:5]], [torch.tensor(r) for r in left])
+    assert len(log) == 5 + (keep == "best")
+    assert not x.any()
+
+
+def test_no_row_leaves_while_somebody_observes():
+    log: list[list[float]] = []
+    sizes: list[int] = []
+    x = torch.zeros(4, 1, 1, 1)
+    found = ascend(
+        Goals(GOALS, log),
+        x,
+        Linf(1.0),
+        steps=3,
+        size=0.1,
+        observe=lambda step, images, loss: sizes.append(len(images)),
+    )
+    assert sizes == [4] * 4
+    torch.testing.assert_close(found.flatten(), torch.full((4,), 0.3))
+
+
+def test_the_loop_ends_when_all_rows_are_done():
+    log: list[list[float]] = []
+    found = ascend(Goals(GOALS[2:], log), torch.zeros(2, 1, 1, 1), Linf(1.0), steps=9, size=0.1)
+    assert len(log) == 3
+    torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 0.2]))

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from phalanx.attack import Targeted
 from phalanx.attacks.config import BIMConfig, FGSMConfig, MIFGSMConfig, PGDConfig
 from phalanx.attacks.gradient import BIM, FGSM, MIFGSM, PGD
 from phalanx.specs import L2, Linf
@@ -58,10 +59,58 @@ def test_restarts_attack_only_rows_not_yet_fooled(linear_case, rng):
     PGD(PGDConfig(threat=Linf(eps), steps=20, restarts=2))(model, x, y, generator=rng)
     fooled = int((model.distances(x, y, Linf(0.1)) < eps / 1.05).sum())
     assert fooled > 5
-    assert len(x) * 21 < model.rows <= len(x) * 21 + (len(x) - fooled) * 21
+    stays = (len(x) - fooled) * 20  # fooled rows leave a run as well, and its result is scored
+    assert 2 * (len(x) - fooled - 2) * 20 < model.rows <= 2 * stays + 2 * len(x) + fooled * 20
     coupled, x, y = linear_case(2, rowwise=False)
     PGD(PGDConfig(threat=Linf(eps), steps=20, restarts=2))(coupled, x, y, generator=rng)
     assert coupled.rows == len(x) * 21 * 2
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        BIM(BIMConfig(threat=Linf(0.3), steps=30, step=0.01)),
+        MIFGSM(MIFGSMConfig(threat=Linf(0.3), steps=30, step=0.01)),
+        PGD(PGDConfig(threat=Linf(0.3), steps=30, step=0.01, start="clean")),
+        PGD(PGDConfig(threat=Linf(0.3), steps=30, step=0.01, start="clean", eot=2)),
+    ],
+    ids=["bim", "mi-fgsm", "pgd", "pgd-eot"],
+)
+def test_fooled_rows_leave_the_batch_where_rows_are_independent(attack, linear_case, rng):
+    model, x, y = linear_case(2)
+    x_adv = attack(model, x, y, generator=rng)
+    distance = model.distances(x, y, Linf(0.3))
+    assert (distance < 0.29).all()
+    with torch.no_grad():
+        assert (model(x_adv).argmax(1) != y).all()
+    moved = (x_adv - x).flatten(1).abs().amax(1)
+    torch.testing.assert_close(moved, (distance / 0.01).ceil() * 0.01, rtol=0, atol=1e-5)
+    looks = 2 if "eot=2" in str(attack.config) else 1
+    assert model.rows == len(x) + looks * int((distance / 0.01).ceil().sum() + len(x))
+
+    coupled, x, y = linear_case(2, rowwise=False)
+    x_adv = attack(coupled, x, y, generator=rng)
+    torch.testing.assert_close((x_adv - x).flatten(1).abs().amax(1), torch.full((len(x),), 0.3))
+    assert coupled.rows == len(x) * looks * 30
+
+
+def test_an_image_that_is_fooled_already_stays_as_it_is(linear_case, rng):
+    model, x, y = linear_case(2)
+    y[::2] = 1 - y[::2]
+    for attack in (FGSM(FGSMConfig(threat=Linf(0.1))), BIM(BIMConfig(threat=Linf(0.1)))):
+        x_adv = attack(model, x, y, generator=rng)
+        same = (x_adv == x).flatten(1).all(1)
+        assert same[::2].all()
+        assert not same[1::2].any()
+
+
+def test_targeted_rows_leave_when_the_target_is_reached(linear_case, rng):
+    model, x, y = linear_case(4)
+    attack = PGD(PGDConfig(threat=Linf(0.3), steps=50, step=0.01))
+    x_adv = attack(model, x, Targeted((y + 1) % 4), generator=rng)
+    assert model.rows < 50 * len(x)
+    with torch.no_grad():
+        assert (model(x_adv).argmax(1) == (y + 1) % 4).all()
 
 
 def test_restarts_keep_the_better_example(rng):

@@ -3,7 +3,7 @@ import torch
 
 from phalanx.attacks.balls import norm, within
 from phalanx.attacks.config import SquareConfig
-from phalanx.attacks.square import Square, bump, first, propose, share_at, split_bump
+from phalanx.attacks.square import Square, _Window, bump, first, propose, share_at, split_bump
 from phalanx.randomness import generator
 from phalanx.specs import L2, Linf
 
@@ -46,6 +46,15 @@ def test_linf_proposal_changes_one_square_of_one_sign_per_channel(rng):
             assert columns.max() - columns.min() < 3
     places = {tuple(changed[row].nonzero()[0].tolist()) for row in range(8) if changed[row].any()}
     assert len(places) > 1  # every row has a place of its own
+
+
+def test_squares_lie_everywhere_but_at_the_last_place(rng):
+    x = torch.zeros(400, 2, 6, 5)
+    places = _Window(x, 3, rng)
+    top, left = places.index[2][:, 0, 0, 0], places.index[3][:, 0, 0, 0]
+    assert set(zip(top.tolist(), left.tolist())) == {(a, b) for a in range(3) for b in range(2)}
+    whole = _Window(x, 5, rng)
+    assert set(whole.index[3][:, 0, 0, 0].tolist()) == {0}
 
 
 def test_l2_images_use_the_whole_budget(rng):

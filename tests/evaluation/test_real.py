@@ -38,7 +38,9 @@ def test_the_published_networks_under_pgd(data_root: Path, weights_root: Path) -
     assert found["clean"].ci95 == pytest.approx((0.0, 0.0188), abs=1e-3)
     assert found["adversarial"].clean_accuracy >= 0.98
     assert 0.91 <= found["adversarial"].robust_accuracy <= 0.96
-    assert (found["clean"].forwards, found["clean"].backwards) == (40, 40)
+    passes = {name: (row.forwards, row.backwards) for name, row in found.items()}
+    assert passes["clean"][0] == passes["clean"][1] < 20  # fooled images leave the batch
+    assert 36 < passes["adversarial"][0] == passes["adversarial"][1] < 40
 
 
 def test_a_population_of_both_is_judged_over_its_support(

@@ -8,8 +8,9 @@ gradient. Momentum: Dong et al., "Boosting adversarial attacks with momentum" (C
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -23,6 +24,24 @@ Objective = Callable[[Tensor], Tensor]
 """Images ``(N, C, H, W)`` to a loss per row ``(N,)``, to be ascended."""
 InputGradient = Callable[[Objective, Tensor], tuple[Tensor, Tensor]]
 """Objective and images to (loss per row ``(N,)``, gradient ``(N, C, H, W)``)."""
+
+
+class Deciding(ABC):
+    """An objective over independent rows that also tells which rows need no further step.
+
+    Attributes:
+        reached: which rows of the latest call are done, ``(N,)`` booleans.
+    """
+
+    reached: Tensor
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """Loss per row ``(N,)`` of images ``(N, C, H, W)``; sets `reached`."""
+
+    @abstractmethod
+    def __getitem__(self, rows: Tensor) -> Self:
+        """The objective of some rows, given by a mask or by indices."""
 
 
 def input_gradient(objective: Objective, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +91,7 @@ def expectation(gradient: InputGradient, k: int) -> InputGradient:
 
 
 def ascend(
-    objective: Objective,
+    objective: Objective | Deciding,
     x: Tensor,
     threat: Threat,
     *,
@@ -87,7 +106,8 @@ def ascend(
     """Ascend an objective within a threat by steps along the steepest direction.
 
     Args:
-        objective: images to a loss per row ``(N,)``.
+        objective: images to a loss per row ``(N,)``. Of a `Deciding` one, rows that are done leave
+            the batch with the iterate that did it, unless somebody observes.
         x: clean images ``(N, C, H, W)`` in [0, 1], the centre of the ball.
         threat: `Linf`, `L2` or `L1`; it gives direction and projection.
         steps: number of steps; each costs one forward and one backward pass.
@@ -105,11 +125,20 @@ def ascend(
     x = x.detach()
     current = x if start is None else start.detach()
     best, highest = current, current.new_full((len(x),), -torch.inf)
-    velocity = torch.zeros_like(x)
+    velocity = torch.zeros_like(x) if momentum else x
+    done = _Done(current)
     for step in range(steps):
         loss, slope = gradient(objective, current)
         if observe is not None:
             observe(step, current, loss)
+        elif isinstance(objective, Deciding) and bool(objective.reached.any()):
+            left = done.leave(objective.reached, current)
+            if len(done.rows) == 0:
+                return done.images
+            objective = objective[left]
+            x, current, loss, slope, velocity, best, highest = (
+                part[left] for part in (x, current, loss, slope, velocity, best, highest)
+            )
         if keep == "best":
             best, highest = _higher(best, highest, current, loss)
         if momentum:
@@ -117,12 +146,41 @@ def ascend(
             slope = velocity
         current = project(current + size * steepest(slope, threat, current), x, threat)
     if keep == "last" and observe is None:
-        return current
+        return done.with_rest(current)
     with torch.no_grad():
         loss = objective(current)
     if observe is not None:
         observe(steps, current, loss)
-    return _higher(best, highest, current, loss)[0] if keep == "best" else current
+    return done.with_rest(_higher(best, highest, current, loss)[0] if keep == "best" else current)
+
+
+class _Done:
+    """The images of rows that left the batch, and which rows are still in it.
+
+    Attributes:
+        images: ``(N, C, H, W)``; what stands in the rows still in the batch means nothing.
+        rows: indices of the rows still in the batch, ``(n,)``.
+    """
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+        self.rows = torch.arange(len(images), device=images.device)
+        self._shared = True
+
+    def leave(self, reached: Tensor, current: Tensor) -> Tensor:
+        """Keep the images of the rows that are done; indices of the others, in the batch."""
+        if self._shared:
+            self.images, self._shared = self.images.clone(), False
+        self.images[self.rows[reached]] = current[reached]
+        left = (~reached).nonzero().squeeze(1)
+        self.rows = self.rows[left]
+        return left
+
+    def with_rest(self, current: Tensor) -> Tensor:
+        """All rows, `current` those still in the batch."""
+        if self._shared:
+            return current
+        return self.images.index_copy(0, self.rows, current)
 
 
 def by_mean_size(gradient: Tensor) -> Tensor:

@@ -4,8 +4,10 @@ Papers: Croce and Hein, "Reliable evaluation of adversarial robustness" (ICML 20
 2003.01690), section 3 and Algorithm 1, for L-inf and L2; Croce and Hein, "Mind the box" (ICML
 2021, arXiv 2103.01208), section 3, for L1.
 
-Deviation: the random start is uniform in the ball. Deviation: where rows are independent, a
-fooled row leaves the batch at once, since it is decided.
+Deviation: the random start is uniform in the ball. Deviation: L2 points are clipped to the box
+before they are scaled into the ball; scaled first, as in the authors' code, they lose length at
+the box, and on an adversarially trained MNIST network the attack left 3 to 4 points more.
+Deviation: where rows are independent, a fooled row leaves the batch at once, since it is decided.
 """
 
 from __future__ import annotations

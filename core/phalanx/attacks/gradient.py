@@ -3,6 +3,9 @@
 Papers: FGSM: Goodfellow et al., ICLR 2015, arXiv 1412.6572. BIM: Kurakin et al., 2016, arXiv
 1607.02533. PGD: Madry et al., ICLR 2018, arXiv 1706.06083. MI-FGSM: Dong et al., CVPR 2018, arXiv
 1710.06081. `Targeted` labels are reached by descending the loss at them.
+
+Where rows are independent and nobody observes, a row that is fooled leaves the batch with the
+iterate that fooled it: more steps could only cost passes, or lead it back.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from phalanx.attack import Attack, Observer, Scores, Targeted, may_drop_rows
-from phalanx.attacks.ascent import Objective, ascend, expectation, input_gradient
+from phalanx.attacks.ascent import Deciding, Objective, ascend, expectation, input_gradient
 from phalanx.attacks.balls import per_row, random_start
 from phalanx.attacks.config import BIMConfig, FGSMConfig, MIFGSMConfig, PGDConfig
 from phalanx.attacks.losses import LOSSES, Goal, goal_of, substitute
@@ -26,13 +29,35 @@ def radius(threat: Threat) -> float:
     return threat.eps
 
 
-def objective_of(model: Scores, goal: Goal) -> Objective:
-    """A goal's loss as a function of images."""
+class GoalObjective(Deciding):
+    """A goal's loss on a model of independent rows; `reached` where the goal is."""
+
+    def __init__(self, model: Scores, goal: Goal) -> None:
+        self._model = model
+        self._goal = goal
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """See `Deciding`."""
+        scores = self._model(x)
+        self.reached = self._goal.reached(scores.detach())
+        return self._goal.loss(scores)
+
+    def __getitem__(self, rows: Tensor) -> GoalObjective:
+        return GoalObjective(self._model, self._goal[rows])
+
+
+def objective_of(model: Scores, goal: Goal) -> Objective | Deciding:
+    """A goal's loss as a function of images; it decides rows where they are independent."""
+    if may_drop_rows(model):
+        return GoalObjective(model, goal)
     return lambda images: goal.loss(model(images))
 
 
 class FGSM(Attack[FGSMConfig]):
-    """One step of length eps from the clean image: 1 forward, 1 backward."""
+    """One step of length eps from the clean image: 1 forward, 1 backward.
+
+    An image that is fooled already stays as it is where rows are independent.
+    """
 
     supports = BALLS
 
@@ -100,7 +125,7 @@ class MIFGSM(Attack[MIFGSMConfig]):
 
 
 class PGD(Attack[PGDConfig]):
-    """Projected gradient descent: the last iterate, of the best restart.
+    """Projected gradient descent: the last iterate (or the first that fools), of the best restart.
 
     One run costs `steps` × `eot` forward and backward passes. With several restarts each run's
     result is scored by `eot` forwards more, and where rows are independent only those not yet

@@ -5,6 +5,10 @@ consecutive rows, since one attacked draw for a whole test set is noise; any oth
 once. Every draw is keyed by (cell, row where the batch begins), so no cell depends on another, and
 whole blocks at the beginning of a longer evaluation come out as those of a shorter one; a block
 that the shorter one cuts off need not, since one draw may serve all rows of a block.
+
+Where a view's rows are independent an attack takes its steps on a prepared copy of the view
+(`phalanx.nn.prepare`), if there is one that agrees on the first images; what the copy decides
+otherwise than the view itself is attacked again on the view, and the judge asks the model.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,18 +26,20 @@ from torch import Tensor, nn
 from phalanx import randomness
 from phalanx.attack import Attack, attacking
 from phalanx.attacks.balls import per_row, within
+from phalanx.attacks.crafting import doubtful
 from phalanx.data.sets import Split
 from phalanx.defense import DefendedModel, View
 from phalanx.errors import AttackInapplicable, PhalanxError, PluginContractError
 from phalanx.evaluation.judge import Judge
 from phalanx.evaluation.metering import Metered, Passes
+from phalanx.evaluation.opened import Function, Opened
 from phalanx.evaluation.scoring import Draws, spread
 
 BLOCK = 256
 """Images in a batch."""
 CHUNK = 16
 """Images for which a fixed-draw view is opened."""
-FORMAT = 1
+FORMAT = 2
 """Of a stored cell; another number is another key."""
 NONE = "none"
 """View, attack and threat of the clean cell."""
@@ -88,7 +95,8 @@ class Outcome:
         bits: whether draw r classifies the attacked image n rightly, ``(R, N)`` uint8.
         draws: whether these are all draws that there are.
         classes: K.
-        forwards: passes of the attack per image; the judge's are left out.
+        forwards: passes of the attack per image; those of the judge and of the comparison with a
+            prepared copy are left out.
         backwards: likewise.
         violations: examples that broke budget, box or finiteness and were replaced by their
             clean images.
@@ -123,9 +131,9 @@ def clean_outcome(
     judge = Judge(model, cell.stream)
     device = _device(model)
     parts = []
-    with randomness.seeded(*cell.stream, "global"):
-        for first in range(0, cell.rows, batch):
-            images = data.fetch(slice(first, min(first + batch, cell.rows)))
+    blocks = data.blocks(cell.rows, batch)
+    with randomness.seeded(*cell.stream, "global"), closing(blocks):
+        for first, images in blocks:
             parts.append(judge.bits(images.x.to(device), images.y.to(device), first_row=first))
             done(len(images))
     return Outcome(torch.cat(parts, 1), judge.draws, judge.classes)
@@ -161,20 +169,20 @@ def attacked_outcome(
     if batch % CHUNK:
         raise ValueError(f"a batch is a multiple of {CHUNK} images, found {batch}")
     judge, passes, device = Judge(model, cell.stream), Passes(), _device(model)
-    whole = None if view.fixed_draw else _open(view, cell, passes)
+    opened = Opened(view, cell.stream, passes)
     step = CHUNK if view.fixed_draw else batch
     violations, parts = 0, []
-    with randomness.seeded(*cell.stream, "global"):
-        for first in range(0, cell.rows, batch):
-            images = data.fetch(slice(first, min(first + batch, cell.rows)))
+    blocks = data.blocks(cell.rows, batch)
+    with randomness.seeded(*cell.stream, "global"), closing(blocks):
+        for first, images in blocks:
             x, y = images.x.to(device), images.y.to(device)
             found = []
             for at in range(0, len(x), step):
-                chunk = (first + at) // CHUNK
-                module = _open(view, cell, passes, chunk) if whole is None else whole
+                function = opened.at((first + at) // CHUNK)
                 key = (*cell.stream, "attack", first + at)
-                with attacking(model), attacking(module):
-                    found.append(_run(attack, module, x[at : at + step], y[at : at + step], key))
+                with attacking(model), attacking(function.own):
+                    rows = slice(at, at + step)
+                    found.append(_examples(attack, function, x[rows], y[rows], key))
             examples = torch.cat(found)
             kept = within(examples, x, attack.threat)
             violations += int((~kept).sum())
@@ -196,9 +204,19 @@ def attacked_outcome(
     )
 
 
-def _open(view: View, cell: Cell, passes: Passes, *parts: int) -> Metered:
-    module: nn.Module = view.open(randomness.key(*cell.stream, "view", *parts))
-    return Metered(module, rowwise=view.rowwise, passes=passes)
+def _examples(
+    attack: Attack[Any], function: Function, x: Tensor, y: Tensor, key: tuple[str | int, ...]
+) -> Tensor:
+    """The attack's examples: steps on the prepared copy, where the function itself agrees."""
+    copy = function.prepare(x)
+    if copy is None:
+        return _run(attack, function.own, x, y, key)
+    found = _run(attack, copy, x, y, key)
+    rows = doubtful(function.own.module, copy.module, found, y)
+    if len(rows):
+        more = _run(attack, function.own, x[rows], y[rows], (*key, "again"))
+        found = found.index_copy(0, rows, more)
+    return found
 
 
 def _run(
