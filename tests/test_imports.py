@@ -13,7 +13,7 @@ PLUGINS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
 
 LAYERS = (
     {"errors"},
-    {"specs"},
+    {"specs", "storage", "timelimit"},
     {"hookspecs", "builtin", "discovery", "catalog", "plugins", "missing", "registry"},
     {
         "attack",

@@ -1,6 +1,8 @@
 """Stages of plugin loading in process: scan, check, register, the user's choice."""
 
+import errno
 import importlib.metadata
+import os
 import types
 
 import pytest
@@ -11,8 +13,10 @@ from phalanx.errors import (
     ConfigError,
     DuplicatePluginError,
     IncompatiblePluginError,
+    OutputError,
     PluginContractError,
     PluginLoadError,
+    StorageError,
 )
 
 
@@ -79,6 +83,12 @@ class TestScan:
             "phalanx-trs",
         ]
 
+    def test_a_distribution_without_a_name_is_found(self, tmp_path):
+        distribution(tmp_path, "phalanx-odd", ["odd = phalanx_odd.plugin"])
+        (tmp_path / "phalanx_odd-1.0.dist-info" / "METADATA").write_text("\n")
+        [one] = discovery.scan(entries(tmp_path))
+        assert (one.id, one.dist, one.version) == ("odd", "unnamed", "")
+
     def test_installed_plugins_are_found(self):
         assert {"clm", "pdd"} <= {one.id for one in discovery.scan()}
 
@@ -139,6 +149,39 @@ class TestLoad:
         monkeypatch.setattr(importlib.metadata.EntryPoint, "load", interrupt)
         with pytest.raises(KeyboardInterrupt):
             plugins.load([found()], core_version="0.1.0")
+
+    @pytest.mark.parametrize(
+        "code",
+        [
+            "while True: pass",
+            "while True:\n    try:\n        while True: pass\n    except Exception: pass",
+            "import time; time.sleep(100)",
+        ],
+    )
+    def test_an_endless_import_is_ended_and_recorded(self, monkeypatch, tmp_path, code):
+        (tmp_path / "phalanx_endless.py").write_text(code)
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setattr(plugins, "IMPORT_SECONDS", 0.1)
+        endless = found("endless", target="phalanx_endless")
+        loaded = plugins.load([endless, found("pdd")], core_version="0.1.0")
+        assert [one.id for one in loaded.plugins] == ["pdd"]
+        (failure,) = loaded.failures
+        assert (failure.stage, type(failure.error)) == ("import", TimeoutError)
+        assert str(failure.error) == "timed out: its import did not end within 0.1 s"
+
+    def test_endless_components_are_ended_and_recorded(self, monkeypatch):
+        def endless():
+            while True:
+                pass
+
+        monkeypatch.setattr(plugins, "IMPORT_SECONDS", 0.05)
+        module = types.ModuleType("phalanx_mine")
+        module.phalanx_components = hookimpl(endless)
+        loaded = plugins.new()
+        plugins.add(loaded, found(), module)
+        (failure,) = loaded.failures
+        assert failure.stage == "components"
+        assert str(failure.error) == "timed out: phalanx_components did not end within 0.05 s"
 
     def test_two_claims_of_one_id(self):
         loaded = plugins.load([found(), found(dist="other")], core_version="0.1.0")
@@ -225,6 +268,23 @@ class TestSelection:
             "a": "run 'phalanx plugin enable a'",
             "b": "run 'phalanx plugin enable b'",
         }
+
+    def test_a_choice_that_cannot_be_stored(self, tmp_path, monkeypatch):
+        (tmp_path / "file").touch()
+        path = tmp_path / "file" / "plugins.json"
+        with pytest.raises(OutputError, match=r"the settings' folder .*file is a file; name a fol"):
+            discovery.write_disabled(path, ["a"])
+        path = tmp_path / "plugins.json"
+        discovery.write_disabled(path, ["a"])
+
+        def full(descriptor):
+            raise OSError(errno.ENOSPC, "full")
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(StorageError, match="the disk is full; the choice of before stands"):
+            discovery.write_disabled(path, ["b"])
+        assert discovery.read_disabled(path) == ("a",)
+        assert {one.name for one in tmp_path.iterdir()} == {"file", "plugins.json"}
 
     def test_home_without_xdg(self):
         path = discovery.settings_path({"HOME": "/users/ada"})

@@ -9,7 +9,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+import phalanx
 from phalanx import catalog
 
 README = Path(__file__).parents[1] / "README.md"
@@ -39,14 +44,45 @@ def test_the_table_of_defenses_is_the_catalogs():
     assert found[2] == table(), "run `python tests/test_readme.py`"
 
 
+def code_blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+
+
 def test_the_readmes_python_runs(tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    code, _ = code_blocks()
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
     views = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert views == ["deployed", "one-draw", "expected", "worst"]
     assert type(names["estimator"]).__mro__[1].__name__ == "PyTorchClassifier"
+
+
+def test_what_the_readme_does_with_foreign_models_runs():
+    _, code = code_blocks()
+    torch.manual_seed(0)
+    network, smooth = (nn.Sequential(nn.Flatten(), nn.Linear(64, 10)) for _ in range(2))
+    digits = TensorDataset(torch.rand(16, 1, 8, 8), torch.arange(16) % 10)
+    names = {
+        "phalanx": phalanx,
+        "network": network,
+        "smooth": smooth,
+        "mean": [0.5],
+        "std": [0.25],
+        "loader": DataLoader(digits, batch_size=8),
+        "classifier": PyTorchClassifier(
+            network, nn.CrossEntropyLoss(), (1, 8, 8), 10, clip_values=(0, 255)
+        ),
+    }
+    lines = code.splitlines()
+    exec(compile(lines[0], "README.md", "exec"), names)
+    assert names["report"].worst[0].n == 16
+    found = []
+    for line in lines[1:]:
+        exec(compile(line, "README.md", "exec"), names)
+        found.append(tuple(names["model"].views()))
+    plain = ("deployed",)
+    assert found == [plain, ("deployed", "one-draw", "expected"), ("deployed", "surrogate"), plain]
 
 
 @pytest.mark.parametrize("page", sorted(README.parent.glob("docs/*.md")))

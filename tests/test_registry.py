@@ -294,6 +294,38 @@ class TestInProcess:
         assert phalanx.default_registry() is phalanx.default_registry()
 
 
+class TestBlame:
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [(TypeError("no x"), "TypeError: no x"), (SystemExit(2), "SystemExit: 2")],
+    )
+    def test_a_factory_that_fails_names_its_plugin(self, core, error, reason):
+        @core.defense("mine", config=MyConfig)
+        class Mine:
+            def __init__(self, config):
+                raise error
+
+        with pytest.raises(PluginContractError) as caught:
+            core.create(Kind.DEFENSE, "mine", MyConfig())
+        assert str(caught.value) == (
+            f"defense 'mine' of plugin 'session': cannot be built: {reason}; tell its authors, or "
+            "leave it out"
+        )
+        assert caught.value.plugin == "session"
+        assert caught.value.__cause__ is error
+
+    def test_what_phalanx_says_itself_comes_through(self, core):
+        with (
+            pytest.raises(UnknownComponentError, match="plain"),
+            core.blamed(Kind.DEFENSE, "none", "failed"),
+        ):
+            raise UnknownComponentError("plain")
+
+    def test_an_installed_plugin_is_named_with_its_distribution(self):
+        error = Registry().broken(Kind.DEFENSE, "pdd", "is odd")
+        assert str(error) == "defense 'pdd' of plugin 'pdd' (phalanx-pdd 0.1.0): is odd"
+
+
 class TestObservers:
     def test_all_are_told(self):
         told = []
@@ -302,11 +334,19 @@ class TestObservers:
         Registry([one, two], discover=False).notify("phalanx_run_started", run={"out": "x"})
         assert sorted(told, key=str) == [("one", {"out": "x"}), ("two", None)]
 
-    def test_a_failing_one_is_left_out_and_named(self):
+    @pytest.mark.parametrize(
+        ("error", "reason"),
+        [
+            (ValueError("no disk"), "ValueError: no disk"),
+            (SystemExit(3), "SystemExit: 3"),
+            (GeneratorExit(), "GeneratorExit"),
+        ],
+    )
+    def test_a_failing_one_is_left_out_and_named(self, error, reason):
         told = []
 
         def fail(run):
-            raise ValueError("no disk")
+            raise error
 
         one = module("phalanx_one", phalanx_run_finished=fail)
         two = module("phalanx_two", phalanx_run_finished=lambda run: told.append(run))
@@ -319,6 +359,14 @@ class TestObservers:
             (
                 PluginHookWarning,
                 "plugin 'one' (phalanx_one): phalanx_run_finished failed and was left out: "
-                "ValueError: no disk",
+                f"{reason}",
             )
         ]
+
+    def test_ctrl_c_is_not_an_observers_failure(self):
+        def interrupted(run):
+            raise KeyboardInterrupt
+
+        one = module("phalanx_one", phalanx_run_started=interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            Registry([one], discover=False).notify("phalanx_run_started", run={})

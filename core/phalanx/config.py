@@ -280,7 +280,8 @@ class DataConfig(Spec):
         None, description="Of a folder: side of its images; absent: the backbone's own."
     )
     workers: NonNegativeInt = Field(
-        2, description="Of a folder: processes that decode; 0 decodes where it trains."
+        2,
+        description="Of a folder: processes that decode, at most one a core; 0: none.",
     )
     skip_unreadable: bool = Field(
         default=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import multiprocessing
+import os
 import re
 import signal
 import sys
@@ -46,7 +47,7 @@ def worked(
         function: must not touch random state or an accelerator; pickled where the system cannot
             fork.
         pieces: rows; an endless iterable will do.
-        workers: processes; 0 works here, without any.
+        workers: processes, no more of them than cores; 0 works here, without any.
 
     Raises:
         DataError: if a worker dies, with what to do.
@@ -60,7 +61,7 @@ def worked(
     loader: DataLoader[Any] = DataLoader(
         _Work(function),
         batch_sampler=pieces,  # any iterable of lists of rows will do
-        num_workers=workers,
+        num_workers=min(workers, _cores()),
         collate_fn=_as_it_is,
         worker_init_fn=_own_signals,
         prefetch_factor=AHEAD,
@@ -83,6 +84,13 @@ def worked(
         ) from error
     finally:
         running._shutdown_workers()  # type: ignore[attr-defined]  # else it waits for collection
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _as_it_is(found: ResultT) -> ResultT:

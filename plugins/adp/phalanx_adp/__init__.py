@@ -1,0 +1,1 @@
+"""ADP as a Phalanx plugin."""

@@ -1,0 +1,1 @@
+"""DVERGE as a Phalanx plugin."""

@@ -1,0 +1,1 @@
+"""RLS as a Phalanx plugin."""
