@@ -9,7 +9,7 @@ from torch import nn
 
 from phalanx import randomness
 from phalanx.combine import log_mean
-from phalanx.defense import DefendedModel
+from phalanx.defense import DefendedModel, cast_like
 
 
 class Noisy(DefendedModel):
@@ -143,3 +143,11 @@ def test_input_of_another_type_is_cast(dtype):
     x = torch.ones(2, 1, 2, 2)
     assert torch.equal(Plain().to(torch.float32)(x.to(dtype)).isnan(), torch.zeros(2, 3).bool())
     assert Plain()(x.to(dtype)).dtype == torch.float32
+
+
+def test_input_is_not_cast_to_integers(x):
+    module = nn.Module()
+    module.scale = nn.Parameter(torch.ones(1, dtype=torch.int8), requires_grad=False)
+    assert cast_like(x, module) is x
+    module.weight = nn.Parameter(torch.ones(1, dtype=torch.float64))
+    assert cast_like(x, module).dtype == torch.float64

@@ -290,6 +290,14 @@ class TestSelection:
         path = discovery.settings_path({"HOME": "/users/ada"})
         assert str(path) == "/users/ada/.config/phalanx/plugins.json"
 
+    def test_a_home_that_is_no_folder_holds_no_choice(self):
+        assert discovery.selection({"HOME": "/dev/null"}).disabled == {}
+
+    def test_a_choice_that_cannot_be_read(self, tmp_path):
+        (tmp_path / "plugins.json").mkdir()
+        with pytest.raises(ConfigError, match="cannot be read: Is a directory; set XDG_CONFIG_HOM"):
+            discovery.read_disabled(tmp_path / "plugins.json")
+
     @pytest.mark.parametrize("text", ["", "[]", "{}", '{"disabled": [1]}', '{"disabled": 3}'])
     def test_damaged_file(self, tmp_path, text):
         path = tmp_path / "plugins.json"

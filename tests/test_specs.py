@@ -193,3 +193,9 @@ class TestPreprocessing:
             "interpolation: should be 'nearest', 'box', 'bilinear', 'hamming', 'bicubic' or "
             "'lanczos', found 'cubic'"
         ]
+
+
+@pytest.mark.parametrize("eps", ["inf", float("inf"), float("nan")])
+def test_an_endless_radius_is_none(eps):
+    with pytest.raises(ValidationError):
+        L2(eps)

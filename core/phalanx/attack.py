@@ -100,6 +100,18 @@ def may_drop_rows(model: Any) -> bool:
 
 
 @contextmanager
+def answering(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; every submodule's own mode comes back, no flag is touched."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes:
+            part.training = mode
+
+
+@contextmanager
 def attacking(module: nn.Module, batchnorm: Literal["eval", "train"] = "eval") -> Iterator[None]:
     """Freeze the parameters and choose the mode of a module that is attacked; restore all after.
 

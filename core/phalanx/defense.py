@@ -154,8 +154,9 @@ class DefendedModel(nn.Module, ABC):
 
 
 def cast_like(x: Tensor, module: nn.Module) -> Tensor:
-    """`x` in the floating type of the module's parameters (unchanged if it has none)."""
-    parameter = next(module.parameters(), None)
+    """`x` in the type of the module's first floating parameter (unchanged if it has none)."""
+    floating = (parameter for parameter in module.parameters() if parameter.is_floating_point())
+    parameter = next(floating, None)  # integers, of a quantised network, would empty the images
     return x if parameter is None else x.to(parameter.dtype)
 
 

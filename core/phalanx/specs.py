@@ -82,7 +82,7 @@ def _fraction(value: Any) -> Any:
 
 Epsilon = Annotated[float, BeforeValidator(_fraction), Field(ge=0.0, le=1.0)]
 """A radius in pixel units of [0, 1]; takes ``"8/255"`` as well as ``0.03``."""
-Radius = Annotated[PositiveFloat, BeforeValidator(_fraction)]
+Radius = Annotated[PositiveFloat, BeforeValidator(_fraction), Field(allow_inf_nan=False)]
 
 
 def _number(value: float) -> str:

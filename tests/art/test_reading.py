@@ -9,6 +9,7 @@ from art.defences.postprocessor import ClassLabels, Rounded
 from art.defences.preprocessor import FeatureSqueezing
 from art.defences.preprocessor.preprocessor import PreprocessorPyTorch
 from art.estimators.classification import BlackBoxClassifier, EnsembleClassifier, PyTorchClassifier
+from art.preprocessing.standardisation_mean_std.numpy import StandardisationMeanStd
 from torch import nn
 
 import phalanx
@@ -258,3 +259,10 @@ def test_evaluated_as_its_module():
     )
     assert found.rows[0].defense == "Net"
     assert [row.clean_accuracy for row in found.rows] == [r.clean_accuracy for r in same.rows]
+
+
+def test_the_digest_sees_every_number_of_a_preprocessor():
+    means = [np.zeros((40, 40)) for _ in range(2)]
+    means[1][20, 20] = 0.1
+    printed = {repr(ArtNetwork(Net(), 0, 1, [StandardisationMeanStd(m, 1.0)])) for m in means}
+    assert len(printed) == 2

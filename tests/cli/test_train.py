@@ -8,34 +8,43 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 import pytest
+
+from phalanx import cli
 
 SMALL = ["--set", "defense.params.backbone=small_cnn", "--set", "data.limit=64"]
 
 
-def train(*arguments, cwd, **more):
-    return subprocess.run(
-        [sys.executable, "-m", "phalanx.cli", "train", *arguments],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-        **more,
-    )
+@pytest.fixture
+def train(tmp_path, monkeypatch, capsys):
+    """``phalanx train …`` in an empty folder: exit code, output and errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        code = cli.main(["train", *arguments])
+        return Done(code, *capsys.readouterr())
+
+    return run
 
 
-def test_a_run_and_its_repetition(tmp_path):
+class Done(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def test_a_run_and_its_repetition(tmp_path, train):
     (tmp_path / "none").mkdir()  # a folder of the defense's name is no run file
     arguments = ["none", *SMALL, "--set", "training.epochs=2", "--out", "run"]
-    done = train(*arguments, "--json", cwd=tmp_path)
+    done = train(*arguments, "--json")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["finished"]
     assert result["epochs"] == 2
     assert "fit 2/2" in done.stderr
-    again = train(*arguments, cwd=tmp_path)
+    again = train(*arguments)
     assert again.returncode == 2
     assert again.stderr.strip().endswith(
         "run already holds a run; go on with --resume (resume=True), or choose another --out"
@@ -66,25 +75,25 @@ def test_a_run_and_its_repetition(tmp_path):
         (["none", "--out", "q", "--set", "data.limit=999999"], "999999"),
     ],
 )
-def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, arguments, message):
-    done = train(*arguments, cwd=tmp_path)
+def test_wrong_input_is_one_message_and_exit_code_2(tmp_path, train, arguments, message):
+    done = train(*arguments)
     assert done.returncode == 2, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "q").exists()
 
 
-def test_a_run_folder_is_no_run_file(tmp_path):
+def test_a_run_folder_is_no_run_file(tmp_path, train):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    done = train("run", "--resume", "--out", "run", cwd=tmp_path)
+    done = train("run", "--resume", "--out", "run")
     told = "error: run is a run folder; go on with run/config.json --resume"
     assert (done.returncode, done.stderr.strip()) == (2, told)
 
 
-def test_an_out_that_is_a_file_is_told(tmp_path):
+def test_an_out_that_is_a_file_is_told(tmp_path, train):
     (tmp_path / "taken").write_text("mine")
-    done = train("none", *SMALL, "--out", "taken", cwd=tmp_path)
+    done = train("none", *SMALL, "--out", "taken")
     told = "error: --out taken is a file; name a folder for the results"
     assert (done.returncode, done.stderr.strip()) == (2, told)
     assert (tmp_path / "taken").read_text() == "mine"

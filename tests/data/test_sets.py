@@ -246,3 +246,9 @@ def test_a_wrong_range_says_what_to_do(low, high, hint):
     x = torch.tensor([low, high]).view(2, 1, 1, 1)
     with pytest.raises(DataError, match=hint):
         Split.from_arrays(x, torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.uint64, np.int16])
+def test_labels_of_any_integer_type(dtype):
+    split = Split.from_arrays(torch.rand(3, 1, 2, 2), np.array([0, 2, 1], dtype), classes=3)
+    assert torch.equal(split.labels, torch.tensor([0, 2, 1]))

@@ -186,6 +186,70 @@ def test_a_label_out_of_range_names_its_row(digits: tuple[Tensor, Tensor]) -> No
     assert evaluated(Classifier(), (x, y), limit=41).rows[0].n == 41
 
 
+class OfItsBatch(nn.Module):
+    """Batch statistics in evaluation mode, so an image's scores depend on the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1, track_running_stats=False)
+        self.classifier = Classifier()
+
+    def forward(self, x: Tensor) -> Any:
+        return self.classifier(self.norm(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [
+        (Classifier(lambda s: s + torch.randn_like(s)), "Classifier answers differently from call"),
+        (OfItsBatch(), "OfItsBatch gives an image other scores alone than among others, as batch"),
+    ],
+)
+def test_what_is_no_function_of_each_image_has_to_be_declared(
+    model: nn.Module, told: str, digits: tuple[Tensor, Tensor]
+) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        evaluated(model, digits)
+    assert "phalanx.wrap(model, stochastic=True)" in str(caught.value)
+    declared = wrap(model, stochastic=True)
+    assert not declared.views()["deployed"].rowwise  # no image is left out of a batch
+    assert evaluated(declared, digits, limit=4, views=["deployed"]).rows[0].n == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_rounding_is_no_randomness(dtype: torch.dtype, digits: tuple[Tensor, Tensor]) -> None:
+    assert evaluated(Classifier().to(dtype), digits, limit=4).rows[0].n == 4
+
+
+def test_weights_without_data(digits: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(InputError, match="Classifier has weights without data"):
+        evaluated(Classifier().to("meta"), digits)
+
+
+class Blurred(Classifier):
+    """What it does stands neither in its printed form nor in its state dict."""
+
+    def __init__(self, width: float, shift: float) -> None:
+        super().__init__()
+        self.settings = {"width": width}
+        self.shift = torch.tensor([shift])
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(self.settings["width"] * x + self.shift)
+
+
+def test_stored_cells_are_not_those_of_a_model_with_other_settings(
+    digits: tuple[Tensor, Tensor], tmp_path: Any
+) -> None:
+    for count, model in enumerate((Blurred(1, 0), Blurred(-1, 0), Blurred(1, 0.5)), start=1):
+        found = evaluated(model, digits, out=tmp_path).rows[0].clean_accuracy
+        right = (model(digits[0]).argmax(1) == digits[1]).float().mean()
+        assert found == pytest.approx(float(right))
+        assert len(list(tmp_path.glob("cells/*"))) == 3 * count
+    evaluated(Blurred(1, 0.5), digits, out=tmp_path)
+    assert len(list(tmp_path.glob("cells/*"))) == 9
+
+
 def test_probabilities_are_warned_of(digits: tuple[Tensor, Tensor]) -> None:
     model = Classifier(lambda s: s.softmax(1))
     with pytest.warns(ValidityWarning, match="Classifier seems to answer with probabilities"):

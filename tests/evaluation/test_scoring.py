@@ -21,7 +21,7 @@ def test_a_cell_by_hand() -> None:
 
 
 def test_eight_equal_cells_of_ninety_percent() -> None:
-    """VALIDITY.md section 7: .900 by choosing and reading on other draws, .798 by the minimum."""
+    """A worked case: .900 by choosing and reading on other draws, .798 by the minimum."""
     generator = torch.Generator().manual_seed(0)
     cells = [(torch.rand(20, 20_000, generator=generator) < 0.9).to(torch.uint8) for _ in range(8)]
     assert float(scoring.worst_shares(cells, "fresh").mean()) == pytest.approx(0.900, abs=0.003)

@@ -119,6 +119,19 @@ def test_a_module_without_parameters():
     assert model((X * 255).to(torch.uint8)).dtype == torch.float32
 
 
+def test_a_module_that_changes_its_input_leaves_the_images_alone():
+    class InPlace(Linear):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5).mul_(4))
+
+    model, kept = wrap(InPlace()), X.clone()
+    with torch.no_grad():
+        scores = model(X)
+    assert torch.equal(X, kept)
+    assert torch.allclose(scores, Linear()((X - 0.5) * 4))
+    assert gradient(model, X)[1].abs().max() > 0  # and a leaf may be attacked
+
+
 def test_a_sequential_stays_inside():
     assert not isinstance(wrap(nn.Sequential(nn.Flatten())), nn.Sequential)
 

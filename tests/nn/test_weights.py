@@ -155,6 +155,30 @@ def test_tensors_that_are_not_finite(tmp_path, value):
 # ---------------------------------------------------------------- loading
 
 
+@pytest.mark.parametrize("change", [torch.Tensor.to_sparse, lambda t: t.to("meta")])
+def test_tensors_that_are_not_plain(tmp_path, change):
+    torch.save({"a": torch.ones(2), "b": change(torch.ones(2))}, tmp_path / "w.pt")
+    assert "1 of 2 tensors are sparse, quantised or without data, 'b' first" in refused(
+        tmp_path / "w.pt"
+    )
+
+
+def test_a_file_that_holds_itself(tmp_path):
+    loop: dict[str, object] = {"a": torch.ones(2)}
+    loop["model"] = loop
+    torch.save(loop, tmp_path / "w.pt")
+    assert list(read_weights(tmp_path / "w.pt").tensors) == ["a"]
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.complex64])
+def test_weights_that_a_cast_would_falsify(tmp_path, dtype):
+    module = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 3))
+    state = module.state_dict()
+    torch.save({**state, "0.weight": state["0.weight"].to(dtype)}, tmp_path / "w.pt")
+    with pytest.raises(ArtifactError, match=rf"1 of another type \(0.weight: found {dtype}, needs"):
+        load_weights(module, read_weights(tmp_path / "w.pt"))
+
+
 def saved(tmp_path: Path, state: dict[str, torch.Tensor]):
     save_file(state, tmp_path / "w.safetensors")
     return read_weights(tmp_path / "w.safetensors")

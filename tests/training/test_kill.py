@@ -1,20 +1,19 @@
 """Killed at random moments with SIGKILL and resumed, a run ends in bit-identical weights."""
 
-import os
+import json
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
+from phalanx import cli
 from phalanx.training.files import read_tensors, sha256
 
 COMMON = ["--set", "data.limit=400", "--set", "defense.params.backbone=small_cnn"]
 CASES = {
     "pdd": [
-        "pdd", *COMMON, "--set", "training.epochs=6",
+        "pdd", *COMMON, "--set", "training.epochs=5",
         "--set", 'training.adversarial={attack={use="pgd",params={steps=3}}}',
     ],
     "clm": [
@@ -31,35 +30,30 @@ CASES = {
 }  # fmt: skip
 
 
-def start(case, out, *more):
-    return subprocess.Popen(
-        [sys.executable, "-m", "phalanx.cli", "train", *CASES[case], "--out", str(out), *more],
-        env={**os.environ, "OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def arguments(case, out, *more):
+    return [*CASES[case], "--out", str(out), *more]
 
 
-def finish(process):
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+def finish(case, out, *more):
+    assert cli.main(["train", *arguments(case, out, *more)]) == 0
 
 
 @pytest.mark.parametrize("case", sorted(CASES))
-def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, case):
-    finish(start(case, tmp_path / "whole"))
+def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, case, in_background):
+    finish(case, tmp_path / "whole")
     moments = random.Random(case)  # the same moments in every run of the tests
     kills = 0
-    for _ in range(3):
-        process = start(case, tmp_path / "parts", "--resume", "--checkpoint-seconds", "0.05")
+    for _ in range(2):
+        process = in_background(
+            *arguments(case, tmp_path / "parts", "--resume", "--checkpoint-seconds", "0.05")
+        )
         _wait_for_new_checkpoint(process, tmp_path / "parts")
-        time.sleep(moments.uniform(0.0, 0.7))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        kills += process.returncode == -signal.SIGKILL
-    assert kills >= 2, "the run ended before it could be killed; make it longer"
-    finish(start(case, tmp_path / "parts", "--resume"))
+        time.sleep(moments.uniform(0.0, 0.4))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+    assert kills == 2, "the run ended before it could be killed; make it longer"
+    finish(case, tmp_path / "parts", "--resume")
     whole, parts = (tmp_path / name / "weights.safetensors" for name in ("whole", "parts"))
     assert sha256(whole) == sha256(parts)
     assert read_tensors(whole)[1] == read_tensors(parts)[1]
@@ -69,7 +63,7 @@ def test_killed_and_resumed_ends_in_the_same_weights(tmp_path, case):
 
 def _wait_for_new_checkpoint(process, out):
     before = _stamp(out)
-    while process.poll() is None and _stamp(out) == before:
+    while process.is_alive() and _stamp(out) == before:
         time.sleep(0.02)
 
 
@@ -81,7 +75,5 @@ def _stamp(out):
 
 
 def _without_times(log):
-    import json
-
     lines = [json.loads(line) for line in log.splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]

@@ -65,6 +65,32 @@ def test_a_killed_process_leaves_a_lock_that_nobody_holds(tmp_path):
     assert not (folder / LOCK).exists()
 
 
+FORK = """
+import os, sys, time
+from pathlib import Path
+from phalanx.training.lock import locked
+with locked(Path(sys.argv[1])):
+    if os.fork() == 0:
+        time.sleep(0.5)
+        os._exit(0)
+    print("held", flush=True)
+    time.sleep(100)
+"""
+
+
+def test_a_killed_process_is_waited_for_until_its_workers_have_ended(tmp_path):
+    """They inherit the lock, and end a moment after it."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORK, str(tmp_path / "run")], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with locked(tmp_path / "run"):
+        assert (tmp_path / "run" / LOCK).read_text() == f"{os.getpid()}\n"
+    process.communicate()
+
+
 def test_empty_folders_that_were_made_are_removed(tmp_path):
     with locked(tmp_path / "a" / "b"):
         pass

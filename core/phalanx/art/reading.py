@@ -9,6 +9,7 @@ one). What only knows numpy arrays is called as it is; gradients go around it by
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,8 @@ from phalanx.specs import Task
 _STANDARD = (StandardisationMeanStd, StandardisationMeanStdPyTorch)
 _GAP = 1e-3
 """How far our scores may be from ART's, relative to the largest."""
+_SHOWN = 16
+"""Numbers of an array that are shown; of a longer one its hash."""
 
 
 def from_art(classifier: Any, *, stochastic: bool = False) -> DefendedModel:
@@ -190,11 +193,18 @@ def _settings(one: Any) -> str:
     """A preprocessor with its plain settings: nothing that changes with use or with the process."""
     kinds = (bool, int, float, str, tuple, list, np.ndarray)
     plain = {
-        name: value
+        name: _summary(value) if isinstance(value, np.ndarray) else value
         for name, value in sorted(vars(one).items())
         if isinstance(value, kinds) and not name.startswith("_")
     }
     return f"{type(one).__name__}({plain})"
+
+
+def _summary(value: np.ndarray) -> str:
+    """An array, told apart from every other one: numpy leaves out the middle of long ones."""
+    if value.size <= _SHOWN:
+        return str(value.tolist())
+    return f"{value.shape} {value.dtype} {hashlib.sha256(value.tobytes()).hexdigest()[:16]}"
 
 
 def _array(z: Tensor) -> np.ndarray:

@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch: INTERFACE.md section 3.11
+    # Before torch is imported: else two of its threads beside a busy process take 24 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     with stoppable(as_program=arguments is None) as stopped:
         try:
             code = _run(arguments)

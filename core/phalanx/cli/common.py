@@ -75,10 +75,7 @@ def run_kept(out: Path) -> str:
 
 
 def files_checked() -> Callable[[int, int], None]:
-    """What says on standard error how far the check of a folder's files is.
-
-    A line at its end, if that took a while, and every few seconds before.
-    """
+    """What says on standard error every few seconds how far the check of a folder's files is."""
     said = time.monotonic()
 
     def told(done: int, files: int) -> None:

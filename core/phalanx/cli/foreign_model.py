@@ -174,6 +174,11 @@ def subject_of(asked: ForeignModel, data: Data) -> Subject:
             f"without --model: phalanx evaluate {asked.weights}"
         )
     classes = asked.classes or data.task.classes
+    if classes > data.task.classes:
+        warn(
+            f"warning: {asked.name} tells {classes} classes apart and {data.task.name} has "
+            f"{data.task.classes}: label 0 of the data is taken for class 0 of the model, and so on"
+        )
     mean, std = asked.mean or data.task.mean, asked.std or data.task.std
     channels = data.task.shape[0]
     for option, values in (("--mean", mean), ("--std", std)):

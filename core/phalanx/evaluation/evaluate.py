@@ -80,6 +80,8 @@ def evaluate(
         attacks: instead of the protocol's: ``"pgd:steps=100,step=0.01"``, tables or `UseAttack`.
         views: names of the views to attack; absent: all.
         out: folder for finished cells and ``report.{html,json,md}``; absent: nothing is written.
+            The code of a foreign module does not enter the key of a cell: after a change of its
+            `forward` name another folder.
         name: of the defense in the report; absent: the model's class, or a foreign module's.
         registry: where attacks are looked up; absent: the default one.
         progress: is told what is done.

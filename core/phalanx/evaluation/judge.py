@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from phalanx import randomness
+from phalanx.attack import answering
 from phalanx.defense import DefendedModel, cast_like
 from phalanx.errors import (
     DataError,
@@ -123,15 +123,3 @@ class Judge:
                 "apart: evaluate it on the data set it was made for"
             )
         return scores
-
-
-@contextmanager
-def answering(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode comes back, no flag is touched."""
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ IMAGES = 2
 """How many images are asked about: one cannot show what belongs to a row."""
 TOLERANCE = 1e-3
 """How far rows of probabilities may be from a sum of 1."""
+AGAIN = 1e-4
+"""How far scores may be from those of an equal call, relative to the largest."""
+ALONE = 0.05
+"""How far an image's scores may be from those in company: other batches, other kernels."""
 
 
 def preflight(model: DefendedModel, split: Split, *, limit: int | None = None) -> None:
@@ -29,15 +34,19 @@ def preflight(model: DefendedModel, split: Split, *, limit: int | None = None) -
         limit: first N images that will be used; absent: all.
 
     Raises:
-        InputError: if the model fails on the images, or its answers are no scores (N, K).
+        InputError: if the model fails on the images, its answers are no scores (N, K), or it is
+            random, or depends on the rest of a batch, and is not declared so.
         DataError: if a label is not below K.
         NonFiniteError: if a score is NaN or infinite.
     """
     if not isinstance(model, Foreign):
         return
     name = model.title
+    if any(part.is_meta for part in model.parameters()):
+        raise InputError(f"{name} has weights without data (device meta); load them first")
     x = split.fetch(slice(0, min(IMAGES, len(split)))).x
-    scores = _asked(model, x, name)
+    answers = _asked(model, x, name)
+    scores = answers.scores
     if not torch.isfinite(scores).all():
         raise NonFiniteError(f"{name} answers with NaN or infinite scores; {_reason(model.module)}")
     K = scores.shape[1]
@@ -46,6 +55,8 @@ def preflight(model: DefendedModel, split: Split, *, limit: int | None = None) -
             f"{name} answers with {K} column of scores; an evaluation needs one for each class, at "
             "least 2: give a yes-or-no classifier the scores (-z, z)"
         )
+    if not model.stochastic:
+        _check_function(model, answers)
     labels = split.labels[:limit]
     wrong = (labels >= K).nonzero()
     if len(wrong):
@@ -65,7 +76,16 @@ def preflight(model: DefendedModel, split: Split, *, limit: int | None = None) -
         )
 
 
-def _asked(model: Foreign, x: Tensor, name: str) -> Tensor:
+class _Answers(NamedTuple):
+    """Deployed scores ``(n, K)`` in two equal calls; ``(1, K)`` of the first image in others."""
+
+    scores: Tensor
+    again: Tensor
+    beside_black: Tensor
+    alone: Tensor
+
+
+def _asked(model: Foreign, x: Tensor, name: str) -> _Answers:
     """The deployed scores; every other view is asked too, which may find it broken."""
     places = [part.device for part in model.parameters()][:1]
     x = x.to(places[0]) if places else x
@@ -74,6 +94,8 @@ def _asked(model: Foreign, x: Tensor, name: str) -> Tensor:
         with randomness.seeded("preflight"), attacking(model):
             for view in model.views().values():
                 found.append(view.open(0)(x.clone().requires_grad_()).detach())
+            asked = (x, torch.cat([x[:1], torch.zeros_like(x[:1])]), x[:1])
+            again, beside, alone = (model.serve(0)(part.clone()).detach() for part in asked)
     except (InputError, NonFiniteError):
         raise
     except Exception as error:  # somebody's network raises anything
@@ -82,7 +104,32 @@ def _asked(model: Foreign, x: Tensor, name: str) -> Tensor:
         raise InputError(
             f"{name} fails on {len(x)} images {shape}: {told}; is it made for images of this shape?"
         ) from error
-    return found[0]
+    return _Answers(found[0], again, beside[:1], alone)
+
+
+def _check_function(model: Foreign, answers: _Answers) -> None:
+    """Refuse what is no function of each image, and is not declared so.
+
+    Attacks would leave out images that are fooled once, and one answer would judge the others.
+    """
+    types = [part.dtype for part in model.parameters() if part.is_floating_point()]
+    rounding = max((100 * torch.finfo(one).eps for one in types), default=0.0)
+    largest = float(answers.scores.abs().max())
+    if _gap(answers.again, answers.scores) > max(AGAIN, rounding) * largest:
+        raise InputError(
+            f"{model.title} answers differently from call to call; if that is meant, say "
+            "phalanx.wrap(model, stochastic=True)"
+        )
+    if _gap(answers.alone, answers.beside_black) > max(ALONE, rounding) * largest:
+        raise InputError(
+            f"{model.title} gives an image other scores alone than among others, as batch "
+            "normalisation without running statistics does; mend that, or, if it is meant, say "
+            "phalanx.wrap(model, stochastic=True), so that whole batches are attacked"
+        )
+
+
+def _gap(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max())
 
 
 def _reason(module: nn.Module) -> str:

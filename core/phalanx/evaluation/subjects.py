@@ -272,7 +272,7 @@ def _attributes(part: nn.Module) -> dict[str, Any]:
 def _plain(value: Any) -> bytes:
     """A plain value, or containers of such; nothing of an object, which may print its address."""
     if isinstance(value, Tensor):
-        return b"?" if value.is_meta else _bytes(value)
+        return _bytes(value)
     if isinstance(value, np.ndarray | np.generic):
         return b"?" if value.dtype.hasobject else repr(value.shape).encode() + value.tobytes()
     if isinstance(value, Mapping):
@@ -284,6 +284,8 @@ def _plain(value: Any) -> bytes:
 
 
 def _bytes(value: Tensor) -> bytes:
-    """Type, shape and content of a tensor."""
+    """Type, shape and content of a tensor; of one without data its shape, to be refused later."""
+    if value.is_meta:
+        return repr(value.shape).encode()
     found: bytes = save({"": value.detach().cpu().contiguous().clone()})
     return found

@@ -116,7 +116,7 @@ def fit(module: nn.Module, tensors: Mapping[str, Tensor], *, replace_head: bool 
     missing = [n for n in missing if n not in left.missing]
     unexpected = [n for n in unexpected if n not in left.unexpected]
     reshaped = [n for n in reshaped if n not in left.reshaped]
-    problem = ""
+    problem = _of_other_types(given, own)
     if missing or unexpected or reshaped:
         shapes = {n: (tuple(tensors[n].shape), tuple(own[n].shape)) for n in reshaped}
         problem = _problem(missing, unexpected, shapes, heads)
@@ -197,6 +197,21 @@ def _problem(
         parts.append(f"{len(shapes)} of another shape ({_some(told_of)})")
     return (
         f"{'; '.join(parts)}; choose the architecture that it was trained as, with the same options"
+    )
+
+
+def _of_other_types(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Which numbers would lose their meaning in being cast; '' if none would."""
+    told = [
+        f"{name}: found {value.dtype}, needs {own[name].dtype}"
+        for name, value in given.items()
+        if own[name].is_floating_point() and not value.is_floating_point()
+    ]
+    if not told:
+        return ""
+    return (
+        f"{len(told)} of another type ({_some(told)}); write the weights as floats where they were "
+        "made"
     )
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from phalanx import randomness
+from phalanx.attack import answering
 from phalanx.config import Backbone, Normalization
 from phalanx.defense import cast_like
 from phalanx.errors import ConfigError
@@ -176,7 +177,7 @@ def _defect(member: Member, task: Task) -> str:
         if not isinstance(classifier, nn.Module):
             return "it has several classifiers"
         images = torch.rand(2, *task.shape, generator=randomness.generator("build_member"))
-        with randomness.seeded("build_member"), _evaluating(member), _randomised(classifier):
+        with randomness.seeded("build_member"), answering(member), _randomised(classifier):
             features = member.features(images)
             split = member.head(features)
             whole = member.backbone(member.normalize(images))
@@ -190,18 +191,6 @@ def _defect(member: Member, task: Task) -> str:
     if not gap <= TOLERANCE * max(1.0, float(whole.abs().max())):
         return f"head(features(x)) is {gap:.2g} away from its own scores"
     return ""
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; every submodule's own mode comes back."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, mode in modes:
-            part.training = mode
 
 
 @contextmanager

@@ -178,7 +178,7 @@ def _channels(
     own = backbone.state_dict()
     for name in _inputs(backbone, layers, tensors):
         if tensors[name].ndim == own[name].ndim == 4:
-            return channels * tensors[name].shape[1] // own[name].shape[1]
+            return int(channels * tensors[name].shape[1] // own[name].shape[1])
     return None
 
 

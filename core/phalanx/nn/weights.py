@@ -109,6 +109,13 @@ def _read(path: Path) -> Weights:
         tensors = _state_dict(_read_torch(path, head), path)
     if not tensors:
         raise ArtifactError(f"{path} holds no tensors; give a file with a network's weights")
+    strange = [name for name, value in tensors.items() if not _is_plain(value)]
+    if strange:
+        raise ArtifactError(
+            f"{path}: {len(strange)} of {len(tensors)} tensors are sparse, quantised or without "
+            f"data, {strange[0]!r} first; write plain ones where it was made: to_dense(), "
+            "dequantize(), or the weights that were loaded"
+        )
     broken = [name for name, value in tensors.items() if not _is_finite(value)]
     if broken:
         raise ArtifactError(
@@ -206,11 +213,11 @@ def _check_zip(path: Path) -> None:
 
 def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
     """The state dict of what a file held, wherever a training script put it."""
-    while isinstance(found, Mapping):
-        inner = next((found[key] for key in NESTINGS if isinstance(found.get(key), Mapping)), None)
-        if inner is None:
+    for _ in NESTINGS:  # no deeper, since a damaged file may hold itself
+        if not isinstance(found, Mapping):
             break
-        found = inner
+        inner = (found[key] for key in NESTINGS if isinstance(found.get(key), Mapping))
+        found = next(inner, found)
     if not isinstance(found, Mapping):
         raise ArtifactError(
             f"{path} holds a {type(found).__name__}, not a state dict; {_AS_TENSORS}"
@@ -230,6 +237,10 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         if all(name.startswith(prefix) for name in tensors):
             tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _is_plain(value: Tensor) -> bool:
+    return value.layout == torch.strided and not (value.is_quantized or value.is_meta)
 
 
 def _is_finite(value: Tensor) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ except ImportError:  # Windows
 LOCK = ".lock"
 """The file's name; it holds the number of the process."""
 
+_SECONDS = 5.0
+"""How long to wait for a lock whose owner was killed: its decoding workers, which inherited it, end
+a moment after it."""
 _NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL}
 
 
@@ -84,17 +88,34 @@ def _take(path: Path) -> int:
 def _lock(handle: int, path: Path) -> None:
     if fcntl is None:
         return
+    late = time.monotonic() + _SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+            if _is_gone(owner) and time.monotonic() < late:
+                time.sleep(0.02)
+                continue
+            by = f"process {owner}" if owner else "another process"
+            raise OutputError(
+                f"{path.parent} is being trained by {by}; wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        return
+
+
+def _is_gone(owner: str) -> bool:
+    """Whether a process has ended, as far as this machine can tell."""
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
-        by = f"process {owner}" if owner else "another process"
-        raise OutputError(
-            f"{path.parent} is being trained by {by}; wait for it, or choose another --out"
-        ) from None
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
+        os.kill(int(owner), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, OverflowError):  # of another user; no number yet
+        return False
+    return False
 
 
 def _is_still(handle: int, path: Path) -> bool:
