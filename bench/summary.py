@@ -75,7 +75,8 @@ def table(rows: Sequence[Record]) -> str:
         "Robust accuracy in % that each attack leaves, mean over seeds (each seed in brackets);",
         "passes are images through the network per image attacked, forward + backward; outside is",
         "the number of examples, over all seeds, that break budget, box or finiteness. Difference",
-        "is ours minus theirs in points: negative means that ours is the stronger attack.",
+        "is ours minus theirs in points: negative means that ours is the stronger attack. FAB-T",
+        "draws nothing in one run, so its one seed stands for all.",
         "",
         "| network | threat | attack | ours | torchattacks | difference | verdict "
         "| passes, ours | passes, torchattacks | outside, ours | outside, torchattacks |",
