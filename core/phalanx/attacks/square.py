@@ -5,8 +5,8 @@ adversarial attack via random search" (ECCV 2020, arXiv 1912.00049): Algorithm 1
 (L-inf), Algorithm 3 (L2, η of eq. (2)) and the schedule of section 4; margin loss.
 
 Deviation: a square never lies at the last place of a side, as in common implementations. With that
-place among the draws L2 left 40.4 % of the adversarially trained MNIST network (three seeds), and
-36.4 % without it (one seed): at most a hint, since one implementation's seeds spread by 3 points.
+place among the draws L2 left 40.4 % on the adversarially trained MNIST network (three seeds), and
+36.9 % without it (two seeds): at most a hint, since one implementation's seeds spread by 3 points.
 
 Every row has its own squares. One forward pass per query, the start included. Where rows are
 independent, fooled rows leave the batch. Where they are not (a stochastic view), none does, and

@@ -27,7 +27,7 @@ class Context(PhaseContext):
         return generator(0, self.phase.name, self.epoch, self.index, *purpose)
 
     def batch(self, stream):
-        raise NotImplementedError
+        raise AssertionError(f"RLS trains on one pass over the data, asked for {stream!r}")
 
     def minimise(self, loss, *groups):
         self.optimizer.zero_grad(set_to_none=True)
