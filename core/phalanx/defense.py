@@ -36,6 +36,14 @@ class Defense(ABC, Generic[ConfigT]):
         self.config = config
         self.task = task
 
+    @property
+    def warm_start_reason(self) -> str:
+        """Why training must begin with trained weights, by ``[init]``, and what to write; else ''.
+
+        A wrapper of another defense passes on what that one says.
+        """
+        return ""
+
     @abstractmethod
     def build(self) -> DefendedModel:
         """The untrained model; the trainer calls this with torch's global generator seeded."""

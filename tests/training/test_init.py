@@ -11,6 +11,7 @@ import phalanx
 import phalanx.nn  # registers our backbones in timm
 from phalanx.errors import ArtifactError, ConfigError
 from phalanx.training.files import read_json, read_tensors, sha256
+from phalanx.training.standard import Undefended
 
 FROZEN = {"name": "sgd", "lr": 1e-30}
 """So small a rate that training leaves the weights that a run began with."""
@@ -220,3 +221,15 @@ def test_refusals_leave_nothing_behind(tmp_path, monkeypatch, source, kind, mess
     with pytest.raises(kind, match=message):
         phalanx.train(config(source, members=2), out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_defense_may_need_a_warm_start(tmp_path, monkeypatch):
+    reason = "it fine-tunes: add [init], or set x = true"
+    monkeypatch.setattr(Undefended, "warm_start_reason", reason)
+    with pytest.raises(ConfigError, match=r"init: it fine-tunes: add \[init\], or set x") as caught:
+        phalanx.train(config(None), out=tmp_path / "cold")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "cold").exists()
+    state_dict(tmp_path / "r20.safetensors")
+    run = phalanx.train(config(tmp_path / "r20.safetensors"), out=tmp_path / "warm")
+    assert phalanx.load(run.path).task == run.task  # a trained model needs its start no more

@@ -61,10 +61,14 @@ def starting(config: RunConfig, task: Task, checkpoints: Checkpoints) -> Start:
     """The model that a run begins with: from its folder if it has begun, else from its sources.
 
     Raises:
-        ConfigError: if the sources do not fit the defense's members, or each other.
+        ConfigError: if the sources do not fit the defense's members, or each other, or there are
+            none and the defense needs some.
         ArtifactError: if a source is missing, damaged, or of another network.
     """
     if config.init is None:
+        reason = config.defense.create(task).warm_start_reason
+        if reason:
+            raise ConfigError([f"init: {reason}"], source="run file")
         return Start(build_model(config, task), task, {})
     begun = checkpoints.load_initial()
     if begun is None:

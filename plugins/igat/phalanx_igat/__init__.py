@@ -1,0 +1,1 @@
+"""iGAT as a Phalanx plugin."""
