@@ -66,7 +66,7 @@ class Attack(ABC, Generic[ConfigT]):
 
     def at(self, threat: Threat) -> Self:
         """The same attack at another threat."""
-        return type(self)(self.config.model_copy(update={"threat": threat}))
+        return type(self)(self.config.at(threat))
 
     @abstractmethod
     def __call__(

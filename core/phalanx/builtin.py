@@ -49,6 +49,12 @@ COMPONENTS = (
     _attack("apgd-t", "apgd:APGDT", "APGDTConfig", "Auto-PGD on the targeted DLR loss."),
     _attack("fab-t", "fab:FABT", "FABTConfig", "Targeted fast adaptive boundary attack."),
     _attack("square", "square:Square", "SquareConfig", "Random search over squares; scores only."),
+    _attack(
+        "natural",
+        "natural:NaturalAttack",
+        "NaturalConfig",
+        "A natural perturbation, or the worst of several draws of it; no ball.",
+    ),
     ComponentSpec(
         kind=Kind.ATTACK,
         name="art/*",

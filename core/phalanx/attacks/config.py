@@ -6,12 +6,12 @@ threat's norm, and take ``"2/255"`` as well as ``0.0078``.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, field_validator
 
-from phalanx.config import AttackConfig
-from phalanx.specs import Radius
+from phalanx.config import AttackConfig, UsePerturbation
+from phalanx.specs import AnyThreat, NoBall, Radius, Threat
 
 Loss = Literal["ce", "dlr", "margin"]
 """Cross-entropy, difference of logits ratio, or largest wrong score minus the true one."""
@@ -97,3 +97,35 @@ class SquareConfig(AttackConfig):
         0.8, gt=0.0, le=1.0, description="Share of pixels that the first squares cover."
     )
     restarts: PositiveInt = Field(1, description="Runs, each from its own start.")
+
+
+class NaturalConfig(AttackConfig):
+    """A natural perturbation, as an attack without a ball."""
+
+    threat: AnyThreat | None = Field(
+        default=NoBall(), description="None: examples are only asked to lie in [0, 1]."
+    )
+    perturbation: UsePerturbation = Field(description="Changes the images and knows no model.")
+    draws: PositiveInt = Field(
+        1, description="Perturbed images tried for each image; of several the worst is kept."
+    )
+
+    @field_validator("threat", mode="before")
+    @classmethod
+    def _has_no_ball(cls, value: Any) -> Any:
+        if value is None or value == "none" or isinstance(value, NoBall):
+            return NoBall()
+        raise ValueError(
+            f"a natural perturbation has no ball, found {value}: leave threat out, and set its"
+            " strength in perturbation.params"
+        )
+
+    @property
+    def asks_model(self) -> bool:
+        """With several draws only."""
+        return self.draws > 1
+
+    def at(self, threat: Threat) -> Self:
+        """Itself: it has no ball to be made larger or smaller."""
+        del threat
+        return self

@@ -208,7 +208,7 @@ def _examples(
     attack: Attack[Any], function: Function, x: Tensor, y: Tensor, key: tuple[str | int, ...]
 ) -> Tensor:
     """The attack's examples: steps on the prepared copy, where the function itself agrees."""
-    copy = function.prepare(x)
+    copy = function.prepare(x) if attack.config.asks_model else None
     if copy is None:
         return _run(attack, function.own, x, y, key)
     found = _run(attack, copy, x, y, key)

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import json
-import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from phalanx.config import UseAttack
+from phalanx.config import Use, UseAttack
 from phalanx.errors import ConfigError
-from phalanx.specs import Spec
-
-_COMMA = re.compile(r",(?![^\[]*\])")  # not within a list
+from phalanx.specs import Spec, Threat
 
 
 def attack_label(use: UseAttack) -> str:
@@ -32,7 +29,8 @@ def attack_identity(use: UseAttack) -> str:
 def parse_attack(text: str) -> dict[str, Any]:
     """``name[:key=value,…]`` as a table for `phalanx.config.UseAttack`.
 
-    A value is read as TOML where it is TOML (``40``, ``0.01``, ``true``), else as text (``2/255``).
+    A value is read as TOML where it is TOML (``40``, ``true``, ``{use = "snow", params = {…}}``),
+    else as text (``2/255``, ``fog``).
 
     Raises:
         ConfigError: with each part that is not ``key=value``.
@@ -40,7 +38,7 @@ def parse_attack(text: str) -> dict[str, Any]:
     name, _, rest = text.partition(":")
     params: dict[str, Any] = {}
     problems = []
-    for part in _COMMA.split(rest) if rest else []:
+    for part in _parts(rest) if rest else []:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
             problems.append(f"{part!r} is not of the form key=value, as in pgd:steps=40,step=2/255")
@@ -53,7 +51,19 @@ def parse_attack(text: str) -> dict[str, Any]:
     return {"use": name.strip(), "params": params}
 
 
-def _changed(use: UseAttack) -> Iterator[tuple[str, Any]]:
+def _parts(text: str) -> list[str]:
+    """The text at its commas, those within lists and tables left alone."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
+def _changed(use: Use) -> Iterator[tuple[str, Any]]:
     """Parameters that are not at their default."""
     config: Spec = use.params
     family = "/" in use.use  # then `name` says again what stands behind the slash
@@ -72,7 +82,24 @@ def _text(value: Any) -> str:
         return _number(value)
     if isinstance(value, str):
         return value
+    if isinstance(value, Use):
+        return _toml(value).removeprefix('"').removesuffix('"')  # a bare name needs no quotes
     return json.dumps(to_jsonable_python(value), separators=(",", ":"))
+
+
+def _toml(value: Any) -> str:
+    """A value within another component's parameters, as TOML."""
+    if isinstance(value, Use):
+        params = dict(_changed(value))
+        return _toml({"use": value.use, "params": params} if params else value.use)
+    if isinstance(value, Mapping):
+        pairs = (f"{key}={_toml(inner)}" for key, inner in value.items())
+        return f"{{{','.join(pairs)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(_toml(inner) for inner in value)}]"
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return json.dumps(str(value) if isinstance(value, Threat) else to_jsonable_python(value))
 
 
 def _number(value: float) -> str:

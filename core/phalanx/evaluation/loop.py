@@ -66,7 +66,9 @@ class _Task:
         """The cell's name for progress and warnings."""
         if self.use is None:
             return f"{self.subject.name}, clean"
-        return f"{self.subject.name}, {self.view_name}, {self.label} ({self.threat})"
+        view = "" if self.view_name == NONE else f"{self.view_name}, "
+        threat = "" if self.threat == NONE else f" ({self.threat})"
+        return f"{self.subject.name}, {view}{self.label}{threat}"
 
     @property
     def identity(self) -> str:
@@ -227,10 +229,17 @@ def _guarded(view: View, name: str) -> View:
 
 
 def _tasks(subject: Subject, plan: Plan) -> list[_Task]:
-    """Every attack through every view; an attack that is named twice at one threat runs once."""
+    """Every attack through every view; an attack that is named twice at one threat runs once.
+
+    So does one that does not look at the model, without a view: one cell stands for all views, so
+    that `worst` does not take the worst of several draws of it.
+    """
     found: dict[tuple[str, str, str], _Task] = {}
     for name, view in plan.views_of(subject).items():
         for use in plan.attacks:
-            task = _Task(subject, name, view, use)
-            found.setdefault((name, task.identity, task.threat), task)
+            if getattr(use.params, "asks_model", True):
+                task = _Task(subject, name, view, use)
+            else:  # the view is opened and not asked, and must not cut the images into chunks
+                task = _Task(subject, NONE, replace(view, fixed_draw=False), use)
+            found.setdefault((task.view_name, task.identity, task.threat), task)
     return list(found.values())

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from phalanx.config import UseAttack
+from phalanx.config import AttackConfig, UseAttack
 from phalanx.errors import UnknownComponentError
 from phalanx.registry import Registry, default_registry
 from phalanx.runfile import config_error_from_validation, protocol_names as protocol_names
@@ -82,9 +82,11 @@ def resolve_attack(
 
 
 def with_threat(use: UseAttack, threat: Threat) -> UseAttack:
-    """The same attack at another threat, whatever it named itself."""
-    params = use.params.model_copy(update={"threat": threat})
-    return use.model_copy(update={"params": params})
+    """The same attack at another threat, whatever it named itself; one that can have none stays."""
+    params = use.params
+    if isinstance(params, AttackConfig):
+        return use.model_copy(update={"params": params.at(threat)})
+    return use.model_copy(update={"params": params.model_copy(update={"threat": threat})})
 
 
 def _context(threat: Threat | None, registry: Registry | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,10 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from phalanx.evaluation import scoring, statistics
-from phalanx.evaluation.cell import CHUNK, Outcome
+from phalanx.evaluation.cell import CHUNK, NONE, Outcome
 
 WORST = "worst"
 """Attack and view of a row that takes the worst over all cells of a defense and threat."""
+JOIN = "+"
+"""Between the parts of a union of threats."""
 MANY_CHUNKS = 20
 """A fixed-draw view of fewer chunks is marked: its accuracy rests on few draws."""
 
@@ -82,6 +84,9 @@ def rows_of(
 ) -> list[Row]:
     """A row for each cell of one defense, then for each threat a `worst` one.
 
+    Where the threats are of several kinds (norms, or none), one `worst` row more is of all cells:
+    its threat is their union, written with +. It is "all attacks" of work on several norms.
+
     Args:
         defense: the defense's name.
         clean: its outcome without an attack.
@@ -92,8 +97,7 @@ def rows_of(
     clean_q = scoring.shares(clean.bits)
     clean_accuracy = float(clean_q.mean())
     rows = [_cell_row(defense, clean_q, cell, seed) for cell in cells]
-    for threat in dict.fromkeys(cell.threat for cell in cells):
-        group = [cell.outcome for cell in cells if cell.threat == threat]
+    for threat, group in _groups(cells).items():
         q = scoring.worst_shares([clean.bits, *(one.bits for one in group)], clean.draws)
         rows.append(
             Row(
@@ -107,11 +111,38 @@ def rows_of(
                 ci95=statistics.interval(q, seed),
                 forwards=sum(one.forwards for one in group),
                 backwards=sum(one.backwards for one in group),
-                note=_missing_note((missing or {}).get(threat, 0)),
+                note=_missing_note(_missing(missing or {}, threat)),
                 conditional_accuracy=scoring.conditional(q, clean_q),
             )
         )
     return rows
+
+
+def _groups(cells: Sequence[Measured]) -> dict[str, list[Outcome]]:
+    """Threat -> its cells; where they are of several kinds, the union of all threats too."""
+    threats = dict.fromkeys(cell.threat for cell in cells)
+    groups = {
+        threat: [cell.outcome for cell in cells if cell.threat == threat] for threat in threats
+    }
+    if len(_kinds(threats)) > 1:
+        groups[JOIN.join(_parts(threats))] = [cell.outcome for cell in cells]
+    return groups
+
+
+def _parts(threats: Iterable[str]) -> dict[str, None]:
+    """The single threats that they are made of, each once, in order."""
+    return dict.fromkeys(part for threat in threats for part in threat.split(JOIN))
+
+
+def _kinds(threats: Iterable[str]) -> set[str]:
+    """``linf:8/255`` and ``linf:4/255`` are of one kind."""
+    return {part.partition(":")[0] for part in _parts(threats)}
+
+
+def _missing(missing: Mapping[str, int], threat: str) -> int:
+    """How many cells could not be run of a threat, or of the parts of a union."""
+    parts = _parts([threat])
+    return sum(count for one, count in missing.items() if parts.keys() >= _parts([one]).keys())
 
 
 def _missing_note(missing: int) -> str | None:
@@ -124,8 +155,10 @@ def _cell_row(defense: str, clean_q: Tensor, cell: Measured, seed: int) -> Row:
     outcome = cell.outcome
     q = scoring.shares(outcome.bits)
     several = len(outcome.bits) > 1
-    if not several:
-        q = torch.minimum(q, clean_q)  # an image that is wrong without an attack stays an error
+    if not several and cell.threat != NONE:
+        # a ball holds the clean image: one that is wrong without an attack stays an error. Without
+        # a ball the accuracy is of the changed images alone, and may be above the clean one.
+        q = torch.minimum(q, clean_q)
     return Row(
         defense=defense,
         view=cell.view,

@@ -121,7 +121,7 @@ def overview(worst: Sequence[Row]) -> Picture:
         label = f"{row.defense}, worst, {row.threat}"
         bars.append(_bar(len(bars), label, row.robust_accuracy, "worst", row.ci95))
         told.append(
-            f"{row.defense} under {row.threat}: clean {words.percent(row.clean_accuracy)}, "
+            f"{row.defense} {words.under(row.threat)}: clean {words.percent(row.clean_accuracy)}, "
             f"worst {words.percent(row.robust_accuracy)}"
         )
     text = "; ".join(told) + "."
@@ -149,7 +149,7 @@ def _picture(number: int, defense: str, threat: str, rows: Sequence[Row]) -> Pic
         f"{words.name(row)} {words.percent(row.robust_accuracy)} ({words.between(row)})"
         for row in rows
     ]
-    title = f"Accuracy of {defense} under {threat}, with 95 % intervals"
+    title = f"Accuracy of {defense} {words.under(threat)}, with 95 % intervals"
     return Picture(f"section-{number}", title, "; ".join(told) + ".", tuple(bars))
 
 

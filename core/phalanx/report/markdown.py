@@ -25,7 +25,7 @@ def render(report: Report) -> str:
     parts += [words.VERDICTS[verdict] for verdict in verdicts if verdict in words.VERDICTS]
     parts += ["## Worst case", table(report.worst)]
     parts += ["## Every attack through every view", table(report.rows, conditional=True)]
-    parts += [words.PASSES, words.CONDITIONAL]
+    parts += words.explained(report.rows)
     notes = [f"- {note}" for note in report.notes]
     notes += [f"- {row.defense}, {words.name(row)}: {row.note}" for row in report.rows if row.note]
     if notes:

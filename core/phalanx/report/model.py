@@ -24,7 +24,8 @@ class Report:
 
     Attributes:
         rows: one per (defense, view, attack), and per (defense, threat) one whose view and attack
-            are ``worst``: the number to compare defenses by.
+            are ``worst``: the number to compare defenses by. Where threats are of several kinds,
+            one more of their union.
         environment: versions, platform, threads, seed, protocol, limit, data and date.
         failed: the cells that could not be run.
         notes: what else a reader has to know, in sentences.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from phalanx.evaluation.rows import WORST, Row
+from collections.abc import Iterable
+
+from phalanx.evaluation.cell import NONE
+from phalanx.evaluation.rows import JOIN, WORST, Row
 
 COMPARE = (
     "Compare defenses by their “worst” rows: the mean over images of the smallest share of right "
@@ -21,10 +24,23 @@ PASSES = (
     "pass, however many members it has. The judge's own are left out."
 )
 
+NO_BALL = (
+    "Threat “none” has no ball, which would hold the clean image: such a row is the accuracy on "
+    "the changed images alone, and may be above the clean one. The worst case counts the clean "
+    "images too."
+)
+"""Of a report with natural perturbations."""
+
 CONDITIONAL = (
     "“Of clean-correct” is the accuracy among the images that are right without an attack, as "
     "several papers count."
 )
+
+
+def explained(rows: Iterable[Row]) -> list[str]:
+    """The sentences that stand under the tables of these rows."""
+    alone = any(row.threat == NONE for row in rows)
+    return [PASSES, CONDITIONAL, *([NO_BALL] if alone else [])]
 
 
 def percent(share: float) -> str:
@@ -51,4 +67,20 @@ def count(passes: float) -> str:
 
 def name(row: Row) -> str:
     """What was done in a row: ``expected · pgd:steps=100``, or the worst case in words."""
-    return "worst case" if row.attack == WORST else f"{row.view} · {row.attack}"
+    if row.attack == WORST:
+        return "worst case"
+    return row.attack if row.view == NONE else f"{row.view} · {row.attack}"
+
+
+def heading(view: str) -> str:
+    """What a view's rows stand under."""
+    fixed = {WORST: "Worst case", NONE: "No view: these do not look at the model"}
+    return fixed.get(view, f"View {view}")
+
+
+def under(threat: str) -> str:
+    """A threat in a sentence: ``under linf:8/255``, ``without a ball``, or all of several."""
+    parts = ["no ball" if part == NONE else part for part in threat.split(JOIN)]
+    if parts == ["no ball"]:
+        return "without a ball"
+    return f"under {parts[0]}" if len(parts) == 1 else f"under any of {', '.join(parts)}"

@@ -1,0 +1,1 @@
+"""Training against several perturbations as a Phalanx plugin."""

@@ -1,0 +1,1 @@
+"""Natural perturbations as a Phalanx plugin."""
