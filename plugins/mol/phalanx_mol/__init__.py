@@ -1,0 +1,1 @@
+"""MoL as a Phalanx plugin."""
