@@ -12,7 +12,8 @@ help:
 	@echo "make demo    create $(VENV), install, train and attack the defenses on bundled data"
 	@echo "make test    create $(VENV) if absent, install, run ruff, mypy and pytest"
 	@echo "make check   ruff and mypy only"
-	@echo "make bench   create $(BENCH_VENV); our attacks' cost beside other libraries', half an hour"
+	@echo "make bench   create $(BENCH_VENV); our attacks' cost beside other libraries', half an hour,"
+	@echo "             and what pruning saves, minutes"
 	@echo "make agreement   the same environment; our attacks' strength beside torchattacks', hours"
 	@echo "             both need PHALANX_DATA and PHALANX_WEIGHTS, go on where they stopped, and"
 	@echo "             write to bench/results"
@@ -44,6 +45,7 @@ $(BENCH_VENV)/installed: pyproject.toml bench/requirements.txt
 	touch $@
 
 bench: $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python -m bench.compression
 	$(BENCH_VENV)/bin/python -m bench.benchmark
 
 # glibc gives the memory of large tensors back after every pass; kept, a ResNet-18 loop takes 16 %

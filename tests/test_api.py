@@ -8,14 +8,15 @@ import phalanx
 from phalanx import api
 
 SURFACE = """
-API_VERSION AdversarialConfig Adversarial AnyThreat Attack AttackConfig Augment Backbone Batch
+API_VERSION Adversarial AdversarialConfig AnyThreat Attack AttackConfig Augment Backbone Batch
 BatchTransform ComponentSpec ConfigError CrossEntropyPhase Deciding DefendedModel Defense
-DefenseConfig Epsilon JointPhase Kind L1 L2 Linf Member MeanEnsemble Natural NoBall Normalization
-Observer OptimizerConfig Paper Perturbation PerturbationConfig PhalanxError PhalanxWarning Phase
-PhaseContext Population Pruner PrunerConfig Regularizer RoundPhase ScheduleConfig Scores Spec
-Targeted Task Threat Traits Union UseAttack UseDefense UsePerturbation UsePruner View ascend
-attacking build_member capture craft expectation generator hookimpl input_gradient log_max log_mean
-may_drop_rows
+DefenseConfig Epsilon JointPhase Kind L1 L2 Linf Masked MeanEnsemble Member Natural NoBall
+Normalization Observer OptimizerConfig Paper Perturbation PerturbationConfig PerturbationType
+Perturbing PhalanxError PhalanxWarning Phase PhaseContext Population Pruner PrunerConfig Regularizer
+RoundPhase ScheduleConfig Scores Spec Targeted Task Threat Traits Union UseAttack UseDefense
+UsePerturbation UsePruner View ascend attacking build_member capture convolutions craft expectation
+filter_parameters generator hookimpl input_gradient log_max log_mean may_drop_rows unit_leaders
+with_retraining
 """
 
 HOME = """

@@ -160,8 +160,8 @@ class TestDefaults:
                 TrainingConfig,
                 {"batchsize": 3},
                 "batchsize: unknown key; did you mean 'batch_size'? allowed: batch_size, epochs, "
-                "optimizer, schedule, augment, adversarial, ema, select, precision, threads, "
-                "phases",
+                "optimizer, schedule, augment, perturbation, adversarial, ema, select, precision, "
+                "threads, phases",
             ),
         ],
     )

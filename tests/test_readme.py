@@ -16,26 +16,31 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import phalanx
 from phalanx import catalog
+from phalanx.specs import Kind
 
 README = Path(__file__).parents[1] / "README.md"
 MARKS = re.compile(r"(<!-- defenses: [^\n]*-->\n)(.*?)(<!-- end of defenses -->)", re.DOTALL)
 
 
 def table() -> str:
-    """The defenses of the catalog as a Markdown table."""
-    lines = ["| defense | what it is | paper | install |", "|---|---|---|---|"]
-    for plugin in catalog.load().plugins:
-        for component in plugin.components:
-            paper = component.paper
-            source = ""
-            if paper is not None:
-                link = f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else paper.code
-                where = f"{paper.venue or 'arXiv ' + paper.arxiv}"
-                source = f"[{where}]({link})"
-            lines.append(
-                f"| `{component.name}` | {component.summary} | {source} | `{plugin.install}` |"
-            )
+    """The defenses of the catalog as a Markdown table, and what the other plugins bring as one."""
+    found = [(plugin, one) for plugin in catalog.load().plugins for one in plugin.components]
+    defenses = [_row(*pair) for pair in found if pair[1].kind == Kind.DEFENSE]
+    others = [_row(*pair) for pair in found if pair[1].kind != Kind.DEFENSE]
+    head = ["| {} | what it is | paper | install |", "|---|---|---|---|"]
+    lines = [head[0].format("defense"), head[1], *defenses, ""]
+    lines += [head[0].format("pruner or perturbation"), head[1], *others]
     return "\n".join(lines) + "\n"
+
+
+def _row(plugin: catalog.CatalogPlugin, component: catalog.CatalogComponent) -> str:
+    paper = component.paper
+    source = ""
+    if paper is not None:
+        link = f"https://arxiv.org/abs/{paper.arxiv}" if paper.arxiv else paper.code
+        where = paper.venue or f"arXiv {paper.arxiv}"
+        source = f"[{where}]({link})" if link else where
+    return f"| `{component.name}` | {component.summary} | {source} | `{plugin.install}` |"
 
 
 def test_the_table_of_defenses_is_the_catalogs():

@@ -39,6 +39,7 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         Normalization as Normalization,
         OptimizerConfig as OptimizerConfig,
         PerturbationConfig as PerturbationConfig,
+        PerturbationType as PerturbationType,
         PrunerConfig as PrunerConfig,
         ScheduleConfig as ScheduleConfig,
         UseAttack as UseAttack,
@@ -70,6 +71,10 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         Member as Member,
         build_member as build_member,
     )
+    from phalanx.nn.units import (
+        filter_parameters as filter_parameters,
+        unit_leaders as unit_leaders,
+    )
     from phalanx.perturbation import (
         Perturbation as Perturbation,
     )
@@ -83,6 +88,7 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
     )
     from phalanx.pruner import (
         Pruner as Pruner,
+        convolutions as convolutions,
     )
     from phalanx.randomness import (
         generator as generator,
@@ -106,6 +112,13 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         Traits as Traits,
         Union as Union,
     )
+    from phalanx.training.masked import (
+        Masked as Masked,
+        with_retraining as with_retraining,
+    )
+    from phalanx.training.perturbing import (
+        Perturbing as Perturbing,
+    )
     from phalanx.training.phases import (
         CrossEntropyPhase as CrossEntropyPhase,
     )
@@ -123,21 +136,24 @@ _HOME = {
     "phalanx.attacks.crafting": "craft",
     "phalanx.combine": "log_max log_mean",
     "phalanx.config": "AdversarialConfig AttackConfig Backbone DefenseConfig Normalization "
-    "OptimizerConfig PerturbationConfig PrunerConfig ScheduleConfig UseAttack UseDefense "
-    "UsePerturbation UsePruner",
+    "OptimizerConfig PerturbationConfig PerturbationType PrunerConfig ScheduleConfig UseAttack "
+    "UseDefense UsePerturbation UsePruner",
     "phalanx.defense": "DefendedModel Defense View",
     "phalanx.errors": "ConfigError PhalanxError PhalanxWarning",
     "phalanx.hookspecs": "hookimpl",
     "phalanx.nn.capture": "capture",
     "phalanx.nn.ensemble": "MeanEnsemble Population",
     "phalanx.nn.member": "Member build_member",
+    "phalanx.nn.units": "filter_parameters unit_leaders",
     "phalanx.perturbation": "Perturbation",
     "phalanx.phase": "Batch BatchTransform JointPhase Phase PhaseContext RoundPhase",
-    "phalanx.pruner": "Pruner",
+    "phalanx.pruner": "Pruner convolutions",
     "phalanx.randomness": "generator",
     "phalanx.regularizer": "Regularizer",
     "phalanx.specs": "L1 L2 AnyThreat ComponentSpec Epsilon Kind Linf NoBall Paper Spec Task "
     "Threat Traits Union",
+    "phalanx.training.masked": "Masked with_retraining",
+    "phalanx.training.perturbing": "Perturbing",
     "phalanx.training.phases": "CrossEntropyPhase",
     "phalanx.training.transforms": "Adversarial Augment Natural",
 }

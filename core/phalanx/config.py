@@ -55,6 +55,15 @@ class AttackConfig(Spec):
     def _default_threat(cls, value: Threat | None, info: ValidationInfo) -> Threat | None:
         return value if value is not None else (info.context or {}).get("threat")
 
+    @property
+    def asks_model(self) -> bool:
+        """Whether the attack looks at the model at all; if not, one cell stands for all views."""
+        return True
+
+    def at(self, threat: Threat) -> Self:
+        """The same settings at another threat."""
+        return self.model_copy(update={"threat": threat})
+
 
 class Use(Spec):
     """A component by its registered name: ``{"use": "pgd", "params": {…}}``, or just ``"pgd"``."""
@@ -191,6 +200,26 @@ class ScheduleConfig(Spec):
         return 1.0
 
 
+class PerturbationType(Spec):
+    """One kind of input that a model is trained for: clean, attacked, or naturally perturbed."""
+
+    name: str = Field(
+        pattern=r"^[a-z0-9][a-z0-9-]*$", description="Unique among the types; small letters."
+    )
+    attack: UseAttack | None = Field(None, description="Makes adversarial examples of the image.")
+    perturbation: UsePerturbation | None = Field(
+        None, description="Changes the image and knows no model; neither: the clean image."
+    )
+
+    @model_validator(mode="after")
+    def _is_one_kind(self) -> Self:
+        if self.attack is not None and self.perturbation is not None:
+            raise ValueError(
+                f"{self.name!r} has an attack and a perturbation: keep one, or write two types"
+            )
+        return self
+
+
 class AdversarialConfig(Spec):
     """Adversarial training as a batch transform."""
 
@@ -208,11 +237,17 @@ class PhaseOverrides(Spec):
     """What a run file may change of a phase; absent means the paper's value."""
 
     batch_size: PositiveInt | None = Field(None, description="Images per step.")
-    epochs: PositiveInt | None = Field(None, description="Passes over the data.")
+    epochs: NonNegativeInt | None = Field(
+        None, description="Passes over the data; 0: the phase takes no step, as one that is done."
+    )
     optimizer: OptimizerConfig | None = None
     schedule: ScheduleConfig | None = None
     augment: tuple[Literal["crop", "flip"], ...] | None = Field(
         None, description="crop: pad by 4, crop at random; flip: mirror half of the images."
+    )
+    perturbation: UsePerturbation | None = Field(
+        None,
+        description="Of every image, after augmentation and before adversarial examples are made.",
     )
     adversarial: AdversarialConfig | None = None
     ema: float | None = Field(
@@ -223,7 +258,8 @@ class PhaseOverrides(Spec):
     )
     select: Literal["last", "best-validation"] | None = Field(
         None,
-        description="Epoch whose weights are kept; best: on held-out images, by data.validation.",
+        description="Epoch whose weights are kept; best: on held-out images, by data.validation,"
+        " but for phases with a pruner, whose last is.",
     )
 
     @model_validator(mode="after")

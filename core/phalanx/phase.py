@@ -56,8 +56,8 @@ class PhaseContext(ABC):
 
     @property
     def progress(self) -> float:
-        """Share of the phase that is done, in [0, 1)."""
-        return (self.epoch * self.batches + self.index) / (self.phase.epochs * self.batches)
+        """Share of the phase that is done, in [0, 1); 0 where it has no epochs."""
+        return (self.epoch * self.batches + self.index) / max(1, self.phase.epochs * self.batches)
 
     @abstractmethod
     def generator(self, *purpose: str | int) -> Generator:
@@ -87,7 +87,7 @@ class Phase(ABC):
     Attributes:
         name: unique within the defense; part of every key, so renaming changes all draws.
         module: all that this phase may change, a submodule of the model or the model itself.
-        epochs: passes over the data.
+        epochs: passes over the data; with 0 it begins and ends, and takes no step.
         batch_size: images a step.
         depends_on: phases whose results must be in the model first.
         optimizer: one is built for each group.
@@ -96,7 +96,8 @@ class Phase(ABC):
         regularizers: ride on this phase; the trainer works on deep copies.
         ema: decay of an average of the module's parameters, in [0, 1), that is validated and kept
             in their place; 0: none.
-        select: the epoch whose weights are kept: the last, or the best on held-out images.
+        select: the epoch whose weights are kept: the last, or the best on held-out images; where a
+            pruner is among the regularizers always the last.
     """
 
     accepts_adversarial: ClassVar[bool] = True

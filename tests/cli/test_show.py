@@ -96,3 +96,9 @@ def test_unknown_in_a_registry_of_ones_own():
 def test_fields(config, key, expected):
     [row] = [row for row in show.fields_of(config) if row["name"] == key]
     assert (row["type"], row["default"], row["required"]) == expected
+
+
+def test_what_is_neither_a_component_nor_a_run(capsys):
+    assert cli.main(["show", "runs/zzzz"]) == 2
+    told = "unknown component 'runs/zzzz'; 'phalanx list' names them all; and no run lies in runs/z"
+    assert told in capsys.readouterr().err

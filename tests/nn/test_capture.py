@@ -26,10 +26,36 @@ def test_names_with_and_without_backbone(member):
     x = torch.rand(2, 3, 16, 16)
     with capture(member, "bn1") as short, capture(member, "backbone.bn1") as long:
         member(x)
-    assert short.value is long.value
+    assert torch.equal(short.value, long.value)
     with capture(member.backbone, "bn1") as box:
         member.backbone(x)
     assert box.value.shape == (2, 16, 16, 16)
+
+
+class InPlace(torch.nn.Module):
+    """A layer whose output the next one overwrites, as timm's ResNets do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(1, 2, 1)
+        self.act = torch.nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.act(self.conv(x))
+
+
+def test_a_later_layer_in_place_does_not_change_what_was_captured():
+    network, x = InPlace(), torch.randn(4, 1, 3, 3)
+    with capture(network, "conv") as box:
+        network(x)
+    expected = network.conv(x)
+    assert (expected < 0).any()
+    assert torch.equal(box.value, expected)
+    found, own = (
+        torch.autograd.grad((value**2).sum(), network.conv.weight)[0]
+        for value in (box.value, expected)
+    )
+    assert torch.allclose(found, own)
 
 
 def test_the_latest_pass_counts_and_the_hook_goes(member):

@@ -1,12 +1,17 @@
 """Files are whole or absent."""
 
+import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from phalanx.errors import ArtifactError
+from phalanx.nn import sparse
+from phalanx.nn.weights import read_weights
+from phalanx.randomness import generator
 from phalanx.training import files
 
 
@@ -25,6 +30,56 @@ def test_channels_last_tensors_are_stored_contiguously(tmp_path):
     files.write_tensors(tmp_path / "w.safetensors", {"w": weight})
     found, _ = files.read_tensors(tmp_path / "w.safetensors")
     assert torch.equal(found["w"], weight)
+
+
+def with_zeros():
+    weight = torch.zeros(64, 64)
+    weight[::4] = torch.rand(64, generator=generator(0))
+    weight[4, 0] = -0.0
+    return {"bias": torch.rand(64, generator=generator(1)), "weight": weight}
+
+
+def test_packed_zeros_come_back_and_take_no_room(tmp_path):
+    tensors, metadata = with_zeros(), {"task": "digits"}
+    path, plain = tmp_path / "packed.safetensors", tmp_path / "plain.safetensors"
+    digest = files.write_tensors(path, tensors, metadata, pack=True)
+    files.write_tensors(plain, tensors, metadata)
+    assert files.data_bytes(path) == 64 * 4 + 16 * 64 * 4 + 8
+    assert files.data_bytes(plain) == 64 * 4 + 64 * 64 * 4
+    assert path.stat().st_size < plain.stat().st_size / 3
+    found, told = files.read_tensors(path, digest)
+    assert told == metadata
+    assert list(found) == list(tensors)
+    for name, value in tensors.items():
+        assert torch.equal(found[name].view(torch.int32), value.view(torch.int32))
+
+
+def test_tensors_without_zeros_are_written_as_ever(tmp_path):
+    tensors = {"a": torch.arange(1.0, 4097.0).view(64, 64), "steps": torch.zeros(4096).long()}
+    own = files.write_tensors(tmp_path / "a.safetensors", tensors, {"task": "digits"}, pack=True)
+    assert own == files.write_tensors(tmp_path / "b.safetensors", tensors, {"task": "digits"})
+    before = "300ffc511e637cb4aad517c34be1047c64556ab87be4fe0da3c2939313961392"
+    assert own == before  # as written before there were groups
+
+
+@pytest.mark.parametrize("pack", [True, False])
+def test_the_key_of_packed_tensors_is_taken(tmp_path, pack):
+    path = tmp_path / "w.safetensors"
+    with pytest.raises(ValueError, match=r"w\.safetensors: the key 'sparse' of the metadata says"):
+        files.write_tensors(path, with_zeros(), {"sparse": "yes"}, pack=pack)
+    assert not path.exists()
+
+
+def test_packed_tensors_that_do_not_fit_are_damaged(tmp_path):
+    tensors, told = sparse.encode(with_zeros())
+    for group, error in (([1, 32, 1], r"8 bytes of bits for 128 groups"), ([], "shape")):
+        told["tensors"]["weight"]["group"] = group
+        path = tmp_path / "w.safetensors"
+        save_file(tensors, path, {"phalanx": json.dumps({"sparse": told})})
+        with pytest.raises(ArtifactError, match=rf"safetensors is damaged: its 'weight'.*{error}"):
+            files.read_tensors(path)
+        with pytest.raises(ArtifactError, match=rf"safetensors is damaged: its 'weight'.*{error}"):
+            read_weights(path)
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "empty"])

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 import pytest
 from torch import nn
 
-from phalanx.config import TrainingConfig
+from phalanx.config import (
+    PerturbationConfig,
+    PhaseOverrides,
+    TrainingConfig,
+    UsePerturbation,
+)
 from phalanx.errors import ConfigError, TrainingError
 from phalanx.phase import JointPhase
 from phalanx.training.plan import planned, prefix
-from phalanx.training.transforms import Adversarial, Augment
+from phalanx.training.transforms import Adversarial, Augment, Natural
 
 
 @dataclass(kw_only=True)
@@ -67,6 +72,46 @@ def test_adversarial_replaces_the_phases_own_and_augmentation_comes_first(model)
     again, _ = planned([one], training, model)[0], None
     assert [type(t) for t in again.transforms] == [Augment, Adversarial]
     assert again.transforms[1].attack.config.steps == 2
+
+
+class Dim:
+    """Stands for a perturbation."""
+
+    def __call__(self, x, *, generator):
+        return x / 2
+
+
+@pytest.fixture
+def dim(monkeypatch):
+    monkeypatch.setattr(UsePerturbation, "create", lambda use, *args: Dim())
+    return UsePerturbation.model_construct(use="dim", params=PerturbationConfig())
+
+
+def test_a_perturbation_comes_after_augmentation_and_before_adversarial_examples(model, dim):
+    crafted = Adversarial(None)
+    given = phases(model, transforms=(crafted,))
+    training = TrainingConfig(perturbation=dim, augment=("flip",))
+    one, two = planned(given, training, model)
+    assert [type(t) for t in one.transforms] == [Augment, Natural]
+    assert [type(t) for t in two.transforms] == [Augment, Natural, Adversarial]
+    assert isinstance(one.transforms[1].perturbation, Dim)
+    assert two.transforms[2] is crafted
+
+
+def test_a_perturbation_replaces_the_phases_own_and_goes_to_the_phases_named(model, dim):
+    own = Natural(Dim())
+    given = phases(model, transforms=(own,))
+    training = TrainingConfig(phases={"fit/2": PhaseOverrides(perturbation=dim)})
+    one, two = planned(given, training, model)
+    assert one.transforms == ()
+    assert [type(t) for t in two.transforms] == [Natural]
+    assert two.transforms[0] is not own
+
+
+def test_without_a_perturbation_the_phases_own_stays(model):
+    own = Natural(Dim())
+    _, two = planned(phases(model, transforms=(own,)), TrainingConfig(augment=("flip",)), model)
+    assert [type(t) for t in two.transforms] == [Augment, Natural]
 
 
 def test_no_augmentation_can_be_asked_for(model):

@@ -21,7 +21,7 @@ from phalanx.errors import PhalanxError
 COMMANDS = {
     "quickstart": ("phalanx.cli.quickstart:command", "Train, attack and report in four minutes."),
     "list": ("phalanx.cli.listing:command", "List defenses, attacks and their plugins."),
-    "show": ("phalanx.cli.show:command", "Show a component: its keys, defaults, paper, claims."),
+    "show": ("phalanx.cli.show:command", "Show a component: keys, paper, claims; or a run's size."),
     "train": ("phalanx.cli.train:command", "Train a defense by name or from a run file."),
     "evaluate": ("phalanx.cli.evaluate:command", "Attack runs, or any model, and write a report."),
     "report": ("phalanx.cli.report:command", "Write a report again from stored results."),

@@ -1,10 +1,14 @@
-"""``phalanx show``: a component's keys and defaults, its paper, what is claimed for it."""
+"""``phalanx show``: a component's keys and defaults, its paper, what is claimed for it.
+
+Of a trained run it shows size and latency instead (`phalanx.cli.show_run`).
+"""
 
 from __future__ import annotations
 
 import difflib
 import types
 import typing
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -13,7 +17,7 @@ from pydantic.fields import FieldInfo
 
 from phalanx import catalog
 from phalanx.cli.common import absence, echo, echo_json, load_registry
-from phalanx.errors import UnknownComponentError
+from phalanx.errors import PluginError, UnknownComponentError
 from phalanx.specs import Kind, Paper, Spec, Threat, Traits
 
 if TYPE_CHECKING:
@@ -22,7 +26,14 @@ if TYPE_CHECKING:
 
 
 def command(
-    component: Annotated[str, typer.Argument(help="Its name, or plugin/name, or art/ClassName.")],
+    component: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|RUN",
+            help="A component's name, plugin/name or art/ClassName; or a run folder or its weights "
+            "file. Of a folder that is called like a component, write ./NAME.",
+        ),
+    ],
     kind: Annotated[
         Kind | None, typer.Option(help="Where two kinds of component share the name.")
     ] = None,
@@ -30,16 +41,57 @@ def command(
 ) -> None:
     """Show a component: its keys with type and default, paper, traits and claims.
 
+    Or a trained run: parameters and those not zero, bytes on disk, and the latency of its model,
+    measured now.
+
     Examples:
         phalanx show pdd
         phalanx show art/DeepFool
         phalanx show clm --json
+        phalanx show runs/pdd
     """
-    shown = describe(load_registry(), component, kind)
+    registry, path = load_registry(), Path(component)
+    told = _print
+    if kind is None and _is_path(component) and not _is_known(registry, component):
+        from phalanx.cli import show_run
+
+        shown, told = show_run.describe(path), show_run.show
+    else:
+        shown = _component(registry, component, kind)
     if as_json:
         echo_json(shown)
     else:
-        _print(shown)
+        told(shown)
+
+
+def _component(registry: Registry, name: str, kind: Kind | None) -> dict[str, Any]:
+    """As `describe`; of what may have been meant as a path, the error says that it is none."""
+    try:
+        return describe(registry, name, kind)
+    except UnknownComponentError as error:
+        if kind is None and "/" in name:
+            raise UnknownComponentError(f"{error}; and no run lies in {name}") from error
+        raise
+
+
+def _is_path(text: str) -> bool:
+    """Whether something lies there, or would if it were not misspelt."""
+    return text.startswith((".", "/")) or text.endswith(".safetensors") or Path(text).exists()
+
+
+def _is_known(registry: Registry, name: str) -> bool:
+    """Whether a component is called so, installed or not."""
+    for kind in Kind:
+        if catalog.load().find(kind, name) is not None:
+            return True
+        try:
+            registry.find(kind, name)
+        except UnknownComponentError:
+            continue
+        except PluginError:  # a broken plugin's
+            return True
+        return True
+    return False
 
 
 def describe(registry: Registry, name: str, kind: Kind | None = None) -> dict[str, Any]:

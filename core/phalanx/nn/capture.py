@@ -24,6 +24,10 @@ class Box:
     def value(self) -> Tensor:
         """The layer's latest output, in its own shape and still in the graph.
 
+        It is a copy: an activation in place behind the layer does not change it. So it leads back
+        to the images and the layers before, and later outputs do not come from it: there is no
+        gradient of the scores with respect to it.
+
         Raises:
             InputError: if the layer has not run yet.
         """
@@ -34,8 +38,8 @@ class Box:
             )
         return self._value
 
-    def _keep(self, layer: nn.Module, inputs: Any, output: Tensor) -> None:
-        self._value = output
+    def _keep(self, layer: nn.Module, inputs: Any, output: Any) -> None:
+        self._value = output.clone() if isinstance(output, Tensor) else output
 
 
 @contextmanager

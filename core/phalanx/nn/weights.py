@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from phalanx.errors import ArtifactError
+from phalanx.nn import sparse
 from phalanx.nn.fit import Fit as Fit, fit
 from phalanx.storage import reason_of
 
@@ -162,7 +163,12 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Mapping[str, str]]
         metadata = json.loads(kept)
     except ValueError:
         metadata = {}
-    return tensors, metadata if isinstance(metadata, dict) else {}
+    if not isinstance(metadata, dict):
+        return tensors, {}
+    try:
+        return sparse.decode(tensors, metadata.pop(sparse.KEY, None)), metadata
+    except ValueError as error:
+        raise ArtifactError(f"{path} {error}") from error
 
 
 def _read_torch(path: Path, head: bytes) -> Any:

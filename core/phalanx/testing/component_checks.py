@@ -1,4 +1,4 @@
-"""Checks for components of every kind: the declaration, the config, perturbations."""
+"""Checks for components of every kind: the declaration, the config, perturbations, pruners."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from phalanx import randomness
+from phalanx.nn.backbones.small_cnn import SmallCNN
 from phalanx.perturbation import Perturbation
+from phalanx.pruner import Pruner
 from phalanx.specs import Spec
 from phalanx.testing.case import Case
 
@@ -67,6 +69,40 @@ def check_perturbation(case: Case) -> None:
     assert first.shape == x.shape, f"it gives {tuple(first.shape)} for {tuple(x.shape)}"
     assert torch.equal(first, second), "one generator gives two results"
     assert bool(((first >= 0) & (first <= 1)).all()), "it leaves the box [0, 1]"
+
+
+def check_pruner(case: Case) -> None:
+    """A projection stays where it is and leaves its input; a compacted copy answers the same."""
+    config_class = case.registry.config_class(case.spec.kind, case.spec.name)
+    pruner: Pruner[Any] = case.registry.create(
+        case.spec.kind, case.spec.name, config_class.model_validate(dict(case.params))
+    )
+    with randomness.seeded("conformance"):
+        network = SmallCNN(num_classes=10, in_chans=1, width=8).eval()
+    pruner.check(network)
+    for name, layer in pruner.layers(network).items():
+        weight = layer.get_parameter("weight").detach()
+        before = weight.clone()
+        found = pruner.project(name, weight)
+        assert torch.equal(weight, before), f"project({name!r}) changes the weight that it is given"
+        assert found.shape == weight.shape, f"project({name!r}) gives {tuple(found.shape)}"
+        assert torch.equal(pruner.project(name, found), found), (
+            f"project({name!r}) twice is another"
+        )
+        assert bool((found - weight).norm() <= weight.norm()), f"0 is nearer than project({name!r})"
+        weight.copy_(found)
+        silent = (found == 0).flatten(1).all(1)
+        if (bias := layer._parameters.get("bias")) is not None:
+            bias.detach().masked_fill_(silent, 0.0)
+    weights = {name: value.clone() for name, value in network.state_dict().items()}
+    small = pruner.compact(network).eval()
+    with torch.no_grad():
+        gap = float((small(case.images[0]) - network(case.images[0])).abs().max())
+    assert gap <= 1e-5, f"compact() changes scores by {gap:.2g}"
+    after = network.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in weights.items()), (
+        "compact() changes the model that it is given"
+    )
 
 
 CHECKS = (check_thin_module, check_config)

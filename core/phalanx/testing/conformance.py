@@ -23,7 +23,7 @@ _CHECKS: Mapping[Kind, tuple[Check, ...]] = {
     Kind.DEFENSE: (*component_checks.CHECKS, *defense_checks.CHECKS),
     Kind.ATTACK: (*component_checks.CHECKS, *attack_checks.CHECKS),
     Kind.PERTURBATION: (*component_checks.CHECKS, component_checks.check_perturbation),
-    Kind.PRUNER: component_checks.CHECKS,
+    Kind.PRUNER: (*component_checks.CHECKS, component_checks.check_pruner),
 }
 
 

@@ -105,13 +105,16 @@ def shipped(model: DefendedModel) -> dict[str, Tensor]:
 def write_weights(
     folder: Path, model: DefendedModel, config: RunConfig, task: Task, facts: Mapping[str, Any]
 ) -> str:
-    """Write ``weights.safetensors`` and ``manifest.json``; the weights' SHA-256."""
+    """Write ``weights.safetensors`` and ``manifest.json``; the weights' SHA-256.
+
+    Weights with many zeros, as a pruner leaves them, take less room and are read as they were.
+    """
     header = {
         "format": "phalanx/1",
         "config": config.model_dump_json(),
         "task": task.model_dump_json(),
     }
-    digest = write_tensors(folder / WEIGHTS, shipped(model), header)
+    digest = write_tensors(folder / WEIGHTS, shipped(model), header, pack=True)
     write_json(
         folder / MANIFEST,
         {

@@ -206,7 +206,7 @@ class Checkpoints:
         """Write a finished phase's slice; what is kept of its run is dropped. Errors as `save`."""
         _check_finite(tensors, phase)
         file = f"phases/{len(self.state.finished) + 1:02d}-{phase.replace('/', '-')}.safetensors"
-        digest = write_tensors(self.folder / file, tensors)
+        digest = write_tensors(self.folder / file, tensors, pack=True)
         done = Slice(phase=phase, file=file, sha256=digest, selected=selected, **cost)
         self._forget(finished=(*self.state.finished, done))
 

@@ -1,4 +1,7 @@
-"""Files that are whole or absent: atomic writes, hashes, safetensors with a checked header."""
+"""Files that are whole or absent: atomic writes, hashes, safetensors with a checked header.
+
+Weights may be written without their zeros (`phalanx.nn.sparse`); they are read as they were.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +16,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from phalanx.errors import ArtifactError
+from phalanx.nn import sparse
 from phalanx.storage import reason_of, write_atomically
 
 __all__ = [
+    "data_bytes",
     "has_nan",
     "read_json",
     "read_tensors",
@@ -55,15 +60,38 @@ def sha256(path: Path) -> str:
 
 
 def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    pack: bool = False,
 ) -> str:
     """Write tensors as safetensors, atomically; the file's SHA-256.
 
     The metadata stand in the header under the one key ``phalanx``, as sorted JSON: safetensors
     writes several keys in an order that changes from call to call, and so would the hash.
+
+    Args:
+        path: the file.
+        tensors: by name.
+        metadata: any key but ``sparse``.
+        pack: leave zeros out of tensors where that saves room; without such tensors the file is
+            the same as without it.
+
+    Raises:
+        ValueError: if the metadata have the key that says what is packed.
     """
+    if metadata and sparse.KEY in metadata:
+        raise ValueError(
+            f"{path.name}: the key {sparse.KEY!r} of the metadata says which tensors are packed: "
+            "write yours under another one"
+        )
     plain = {name: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}
-    header = {"phalanx": json.dumps(dict(metadata), sort_keys=True)} if metadata else None
+    told: dict[str, Any] = dict(metadata or {})
+    if pack:
+        plain, packed = sparse.encode(plain)
+        told |= {sparse.KEY: packed} if packed else {}
+    header = {"phalanx": json.dumps(told, sort_keys=True)} if told else None
     data = save(plain, metadata=header)
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
@@ -89,11 +117,28 @@ def read_tensors(path: Path, digest: str | None = None) -> tuple[dict[str, Tenso
             )
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            return tensors, _header(file.metadata())
+            header = _header(file.metadata())
     except SafetensorError as error:
         raise ArtifactError(
             f"{path} is not a whole safetensors file: it is {what_is(path)}; {_way_out(path)}"
         ) from error
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {reason_of(error)}") from error
+    try:
+        return sparse.decode(tensors, header.pop(sparse.KEY, None)), header
+    except ValueError as error:
+        raise ArtifactError(f"{path} {error}") from error
+
+
+def data_bytes(path: Path) -> int:
+    """Bytes of the tensors in a safetensors file, those of its header left out.
+
+    Raises:
+        ArtifactError: if it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {reason_of(error)}") from error
 
@@ -139,8 +184,8 @@ def _way_out(path: Path) -> str:
     return "restore it from a copy, or make it again"
 
 
-def _header(metadata: Mapping[str, str] | None) -> dict[str, str]:
-    """What `write_tensors` was given as metadata; {} for a file of somebody else's."""
+def _header(metadata: Mapping[str, str] | None) -> dict[str, Any]:
+    """What `write_tensors` was given as metadata, and what is packed; {} for somebody else's."""
     try:
         header = json.loads((metadata or {}).get("phalanx", "{}"))
     except ValueError:

@@ -12,7 +12,8 @@ from torch import nn
 from phalanx.config import PhaseOverrides, TrainingConfig
 from phalanx.errors import ConfigError, TrainingError
 from phalanx.phase import BatchTransform, Phase
-from phalanx.training.transforms import Adversarial, Augment
+from phalanx.pruner import Pruner
+from phalanx.training.transforms import Adversarial, Augment, Natural
 
 
 def planned(
@@ -23,6 +24,8 @@ def planned(
     held_out: int | None = None,
 ) -> list[Phase]:
     """The phases with the run file's overrides, in an order that their dependencies allow.
+
+    Of a phase that a `Pruner` rides on the last epoch is kept, whatever `select` says.
 
     Args:
         phases: the defense's own.
@@ -78,6 +81,8 @@ def _overridden(phase: Phase, training: TrainingConfig) -> Phase:
         ),
     ):
         phase = _apply(phase, overrides)
+    if any(isinstance(one, Pruner) for one in phase.regularizers):
+        phase = replace(phase, select="last")  # an earlier epoch is not pulled as far, but cut off
     return phase
 
 
@@ -93,6 +98,8 @@ def _apply(phase: Phase, overrides: PhaseOverrides) -> Phase:
     if overrides.augment is not None:
         kept = tuple(t for t in transforms if not isinstance(t, Augment))
         transforms = (Augment(overrides.augment), *kept) if overrides.augment else kept
+    if overrides.perturbation is not None:
+        transforms = _perturbed(transforms, Natural(overrides.perturbation.create()))
     if overrides.adversarial is not None and phase.accepts_adversarial:
         config = overrides.adversarial
         crafted = Adversarial(config.attack.create(), config.mode, config.batchnorm)
@@ -107,6 +114,16 @@ def _replaced(
     if any(isinstance(t, Adversarial) for t in transforms):
         return tuple(crafted if isinstance(t, Adversarial) else t for t in transforms)
     return (*transforms, crafted)
+
+
+def _perturbed(
+    transforms: tuple[BatchTransform, ...], natural: Natural
+) -> tuple[BatchTransform, ...]:
+    """`natural` instead of the phase's own, before adversarial examples, else at the end."""
+    kept = [t for t in transforms if not isinstance(t, Natural)]
+    places = [place for place, t in enumerate(kept) if isinstance(t, Adversarial)]
+    kept.insert(min(places, default=len(kept)), natural)
+    return tuple(kept)
 
 
 def prefix(module: nn.Module, model: nn.Module) -> str:

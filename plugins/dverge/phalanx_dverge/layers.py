@@ -87,7 +87,7 @@ def check_layers(member: Member, layers: Sequence[str], task: Task) -> None:
 
     Raises:
         InputError: for a name that the member does not have, or a layer that does not run.
-        ConfigError: for a layer whose output the network overwrites, or that gives no tensor.
+        ConfigError: for a layer whose output is no tensor.
     """
     modes = [(part, part.training) for part in member.modules()]
     member.eval()
@@ -98,15 +98,13 @@ def check_layers(member: Member, layers: Sequence[str], task: Task) -> None:
                 member(torch.zeros(1, *task.shape))
             if not all(isinstance(part, Tensor) for part in parts):
                 problems.append(f"{layer!r} gives no tensor")
-            elif any(part._version for part in parts):  # counts changes in place
-                problems.append(f"{layer!r} is overwritten in place by the layer behind it")
     finally:
         for part, mode in modes:
             part.training = mode
     if problems:
         raise ConfigError(
             [
-                f"defense.params.layers: {problem}; name layers whose output stays, such as"
+                f"defense.params.layers: {problem}; name layers that give one, such as"
                 " convolutions, or take another backbone"
                 for problem in problems
             ]

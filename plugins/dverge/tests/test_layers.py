@@ -117,17 +117,36 @@ class Overwriting(nn.Module):
         return self.fc
 
 
-def test_a_layer_that_is_overwritten_is_refused() -> None:
-    one = Member(Overwriting(), nn.Identity())
+def test_a_layer_that_is_overwritten_is_read_as_it_was() -> None:
+    one = Member(Overwriting(), nn.Identity()).eval()
     assert feature_layers(one) == ("bn", "fc")
+    check_layers(one, feature_layers(one), task(8, 1))
+    x = images(2, 8, 1)
+    expected = one.backbone.bn(one.backbone.conv(x))
+    assert bool((expected < 0).any())
+    assert torch.equal(read(one, "bn", x), expected)
+
+
+class Pairs(nn.Module):
+    """Gives two tensors."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x, x
+
+
+def test_a_layer_that_gives_no_tensor_is_refused() -> None:
+    network = Overwriting()
+    network.pairs = Pairs()
+    one = Member(network, nn.Identity())
+    forward = network.forward_features
+    network.forward_features = lambda x: network.pairs(forward(x))[0]  # type: ignore[method-assign]
     message = (
-        r"defense.params.layers: 'bn' is overwritten in place by the layer behind it; name layers "
-        r"whose output stays, such as convolutions, or take another backbone"
+        r"defense.params.layers: 'pairs' gives no tensor; name layers that give one, such as "
+        r"convolutions, or take another backbone"
     )
     with pytest.raises(ConfigError, match=message) as caught:
-        check_layers(one, feature_layers(one), task(8, 1))
+        check_layers(one, ["conv", "pairs"], task(8, 1))
     assert caught.value.exit_code == 2
-    check_layers(one, ["conv", "fc"], task(8, 1))
 
 
 def test_checking_leaves_the_member_as_it_was() -> None:

@@ -4,7 +4,7 @@ Lee et al., arXiv 2005.10757, section 3.1: w_l = r_l ⊗ W_l (eq. 3) selects the
 sub-models. A unit is what is selected together: a convolution or linear layer, and the layers of
 scales and shifts (batch normalisation, with its running statistics) that take its output as it is.
 Whatever else owns weights, such as a position embedding, is a unit of its own. Which normalisation
-follows which convolution is seen in one pass, so any backbone will do.
+follows which convolution is seen in one pass (`phalanx.api.unit_leaders`), so any backbone will do.
 
 A sampled network is made of the sub-models' own layers: the containers are copied, the layers are
 shared. Nothing is mixed, no weight is copied, and statistics move where they belong.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from phalanx.api import ConfigError, attacking, generator
+from phalanx.api import ConfigError, attacking, generator, unit_leaders
 
 Unit = tuple[str, ...]
 """Names of the modules that one draw selects together; the first names the unit."""
@@ -47,47 +47,10 @@ def find_units(network: nn.Module, shape: Sequence[int]) -> tuple[Unit, ...]:
                 "drawn independently: choose a backbone without tied weights"
             ]
         )
-    owners = {name.rpartition(".")[0]: None for name in network.state_dict()}
-    leader = _leaders(network, owners, shape)
     units: dict[str, list[str]] = {}
-    for name in owners:
-        units.setdefault(leader[name], []).append(name)
+    for name, first in unit_leaders(network, torch.zeros(1, *shape)).items():
+        units.setdefault(first, []).append(name)
     return tuple(tuple(sorted(names, key=lambda n: n != first)) for first, names in units.items())
-
-
-def _leaders(network: nn.Module, owners: dict[str, None], shape: Sequence[int]) -> dict[str, str]:
-    """For each module that owns tensors the one whose unit it is in."""
-    leader = {name: name for name in owners}
-    outputs: dict[int, tuple[str, Tensor]] = {}  # holds the tensors, so that no id comes again
-
-    def join(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            found = outputs.get(id(inputs[0])) if inputs else None
-            if found is not None and leader[name] == name:
-                leader[name] = leader[found[0]]
-
-        return hook
-
-    def record(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if isinstance(output, Tensor):
-                outputs.setdefault(id(output), (name, output))  # a container's is its last layer's
-
-        return hook
-
-    handles = []
-    for name in owners:
-        part = network.get_submodule(name)
-        if all(p.ndim < 2 for p in part.parameters()):
-            handles.append(part.register_forward_pre_hook(join(name)))
-        handles.append(part.register_forward_hook(record(name)))
-    try:
-        with attacking(network), torch.no_grad():
-            network(torch.zeros(1, *shape))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return leader
 
 
 def check_alike(networks: Sequence[nn.Module]) -> None:

@@ -1,0 +1,1 @@
+"""ADMM pruning as a Phalanx plugin."""
