@@ -5,9 +5,8 @@
 `--experts` is a run of phalanx-mol whose experts are asked alone, each attacked itself (Table 1);
 one whose phase ``aggregator`` has 0 epochs has them as they are before the second step.
 `--systems` are runs of any defense (MoL's readings, AVG, MAX), attacked as a whole. The attacks are
-those of the first run's ``[evaluation]``, on the same images for all. Their draws are not the same:
-they are keyed with the weights, so random starts and angles differ between systems, and
-a difference of two systems holds that of their draws too.
+those of the first run's ``[evaluation]``, on the same images for all. Natural types draw the
+same for all; the random starts of attacks are keyed with a system's weights.
 
 "all attacks" is the share of images that are right when clean and under each attack, MoL's
 All-Attack. Rows are counted as the evaluation's own: under an attack with a ball an image that is
@@ -174,7 +173,7 @@ class Bench:
     def differences(self, systems: Sequence[str]) -> list[Record]:
         """Differences under all attacks, with normal 95 % intervals over images.
 
-        They are paired by image and not by draw: each system has its own starts and angles.
+        They are paired by image; the random starts of attacks are each system's own.
         """
         found = []
         for at, first in enumerate(systems):
@@ -221,8 +220,7 @@ def markdown(found: Record) -> str:
     for pair in found.get("differences", ()):
         low, high = (100 * value for value in pair["ci95"])
         text.append(
-            f"\n{pair['first']} − {pair['second']} under all attacks, same images, each with "
-            "its own draws: "
+            f"\n{pair['first']} − {pair['second']} under all attacks, same images: "
             f"{100 * pair['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
         )
     for name, part in found.get("routing", {}).items():

@@ -60,6 +60,14 @@ class AttackConfig(Spec):
         """Whether the attack looks at the model at all; if not, one cell stands for all views."""
         return True
 
+    @property
+    def holds_clean(self) -> bool:
+        """Whether the attacker may leave the image as it is.
+
+        If so, an image that is wrong without an attack counts as an error under it.
+        """
+        return True
+
     def at(self, threat: Threat) -> Self:
         """The same settings at another threat."""
         return self.model_copy(update={"threat": threat})

@@ -17,7 +17,7 @@ from phalanx.cli.report import print_report
 from phalanx.config import PerturbationConfig, RunConfig
 from phalanx.defense import DefendedModel
 from phalanx.errors import ValidityWarning
-from phalanx.evaluation.cell import Outcome
+from phalanx.evaluation.cell import Cell, Outcome
 from phalanx.evaluation.labels import attack_label, parse_attack
 from phalanx.evaluation.protocol import resolve_attack
 from phalanx.evaluation.rows import Measured, rows_of
@@ -161,7 +161,9 @@ CLEAN = outcome([1, 1, 1, 1, 0])
 CELLS = [
     Measured("deployed", "pgd", "l1:16", outcome([1, 0, 1, 1, 1])),
     Measured("deployed", "pgd", "l2:1", outcome([1, 0, 0, 1, 1])),
-    Measured("none", "natural:perturbation=fog", "none", outcome([1, 1, 1, 0, 1])),
+    Measured(
+        "none", "natural:perturbation=fog", "none", outcome([1, 1, 1, 0, 1]), holds_clean=False
+    ),
 ]
 
 
@@ -184,7 +186,9 @@ def test_the_worst_rows_by_hand() -> None:
 
 def test_without_a_ball_an_image_that_is_wrong_when_clean_may_be_right() -> None:
     """A network for fog may know foggy images better than clean ones."""
-    fog = Measured("none", "natural:perturbation=fog", "none", outcome([1, 1, 0, 1, 1]))
+    fog = Measured(
+        "none", "natural:perturbation=fog", "none", outcome([1, 1, 0, 1, 1]), holds_clean=False
+    )
     pgd = Measured("deployed", "pgd", "linf:0", outcome([1, 1, 0, 1, 1]))
     alone, ball, worst, _, together = rows_of("fog", CLEAN, [fog, pgd], seed=0)
     assert alone.robust_accuracy == pytest.approx(0.8)
@@ -199,6 +203,39 @@ def test_a_cell_of_a_union_is_among_its_parts_cells() -> None:
     worst = {row.threat: row.robust_accuracy for row in rows if row.attack == "worst"}
     assert list(worst) == ["l1:16", "l2:1", "l1:16+l2:1"]
     assert worst["l1:16+l2:1"] == pytest.approx(0.2)  # of all three
+
+
+def test_a_union_in_another_order_is_the_same_union() -> None:
+    both = Measured("deployed", "msd", "l2:1+l1:16", outcome([0, 1, 1, 1, 1]))
+    rows = rows_of("avg", CLEAN, [*CELLS[:2], both], seed=0)
+    worst = {row.threat: row.robust_accuracy for row in rows if row.attack == "worst"}
+    assert list(worst) == ["l1:16", "l2:1", "l2:1+l1:16"]
+    assert worst["l2:1+l1:16"] == pytest.approx(0.2)  # of all three
+
+
+def test_an_attack_without_a_ball_that_may_leave_an_image_keeps_clean_errors() -> None:
+    free = Measured("deployed", "art/DeepFool", "none", outcome([1, 1, 0, 1, 1]))
+    row, *_ = rows_of("plain", CLEAN, [free], seed=0)
+    assert row.robust_accuracy == pytest.approx(0.6)
+
+
+def test_one_draw_is_the_same_for_all_models_and_an_attacks_is_not() -> None:
+    def stream(weights: str, view: str, attack: str) -> tuple[str | int, ...]:
+        cell = Cell(
+            weights=weights,
+            data="digits",
+            digest="d",
+            rows=5,
+            view=view,
+            attack=attack,
+            threat="none",
+            seed=0,
+        )
+        return cell.stream
+
+    assert stream("a", "none", "natural") == stream("b", "none", "natural")
+    assert stream("a", "deployed", "natural") != stream("b", "deployed", "natural")
+    assert stream("a", "none", "none") != stream("b", "none", "none")  # the clean cell's judge
 
 
 def test_a_single_union_has_one_worst_row() -> None:
@@ -258,7 +295,7 @@ def test_every_form_of_the_report_reads(
     page = report.to_html()
     for said in (
         "No view: these do not look at the model",
-        "Threat “none” has no ball",
+        "A natural perturbation changes every image",
         "Plain without a ball",
         "Plain under any of linf:0.1, no ball",
         "Plain under linf:0.1",

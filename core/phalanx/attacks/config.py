@@ -125,6 +125,11 @@ class NaturalConfig(AttackConfig):
         """With several draws only."""
         return self.draws > 1
 
+    @property
+    def holds_clean(self) -> bool:
+        """No: every image is changed."""
+        return False
+
     def at(self, threat: Threat) -> Self:
         """Itself: it has no ball to be made larger or smaller."""
         del threat

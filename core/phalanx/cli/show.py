@@ -69,7 +69,8 @@ def _component(registry: Registry, name: str, kind: Kind | None) -> dict[str, An
     try:
         return describe(registry, name, kind)
     except UnknownComponentError as error:
-        if kind is None and "/" in name:
+        plugins = {plugin.id for plugin in catalog.load().plugins}
+        if kind is None and "/" in name and name.partition("/")[0] not in plugins:
             raise UnknownComponentError(f"{error}; and no run lies in {name}") from error
         raise
 

@@ -83,8 +83,14 @@ class Cell:
 
     @property
     def stream(self) -> tuple[str | int, ...]:
-        """What keys the cell's draws: all but the number of rows and their content."""
-        return ("cell", self.weights, self.data, self.view, self.attack, self.threat, self.seed)
+        """What keys the cell's draws: all but the number of rows and their content.
+
+        An attack that does not ask the model (view ``none``) draws the same for all models, so that
+        they are compared on the same images.
+        """
+        alike = self.view == NONE and self.attack != NONE
+        weights = NONE if alike else self.weights
+        return ("cell", weights, self.data, self.view, self.attack, self.threat, self.seed)
 
 
 @dataclass(frozen=True)

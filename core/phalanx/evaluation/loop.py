@@ -131,7 +131,11 @@ class Loop:
         for task in _tasks(subject, plan):
             outcome = self._outcome(task, count)
             if outcome is not None:
-                measured.append(Measured(task.view_name, task.label, task.threat, outcome))
+                params = None if task.use is None else task.use.params
+                holds_clean = getattr(params, "holds_clean", True)
+                measured.append(
+                    Measured(task.view_name, task.label, task.threat, outcome, holds_clean)
+                )
         missing = Counter(failure.threat for failure, _ in self.failed[before:])
         return rows_of(subject.name, clean, measured, seed=self._seed, missing=missing)
 

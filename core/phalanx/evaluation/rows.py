@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from phalanx.evaluation import scoring, statistics
-from phalanx.evaluation.cell import CHUNK, NONE, Outcome
+from phalanx.evaluation.cell import CHUNK, Outcome
 
 WORST = "worst"
 """Attack and view of a row that takes the worst over all cells of a defense and threat."""
@@ -66,12 +66,16 @@ class Failure(_Entry):
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished cell under the names that a report gives it."""
+    """A finished cell under the names that a report gives it.
+
+    `holds_clean` is whether its attack may leave an image as it is.
+    """
 
     view: str
     attack: str
     threat: str
     outcome: Outcome
+    holds_clean: bool = True
 
 
 def rows_of(
@@ -125,7 +129,9 @@ def _groups(cells: Sequence[Measured]) -> dict[str, list[Outcome]]:
         threat: [cell.outcome for cell in cells if cell.threat == threat] for threat in threats
     }
     if len(_kinds(threats)) > 1:
-        groups[JOIN.join(_parts(threats))] = [cell.outcome for cell in cells]
+        parts = _parts(threats)
+        same = [threat for threat in threats if _parts([threat]).keys() == parts.keys()]
+        groups[same[0] if same else JOIN.join(parts)] = [cell.outcome for cell in cells]
     return groups
 
 
@@ -155,9 +161,9 @@ def _cell_row(defense: str, clean_q: Tensor, cell: Measured, seed: int) -> Row:
     outcome = cell.outcome
     q = scoring.shares(outcome.bits)
     several = len(outcome.bits) > 1
-    if not several and cell.threat != NONE:
-        # a ball holds the clean image: one that is wrong without an attack stays an error. Without
-        # a ball the accuracy is of the changed images alone, and may be above the clean one.
+    if not several and cell.holds_clean:
+        # an image that is wrong without an attack stays an error; where every image is changed the
+        # accuracy is of the changed ones alone, and may be above the clean one
         q = torch.minimum(q, clean_q)
     return Row(
         defense=defense,

@@ -25,9 +25,9 @@ PASSES = (
 )
 
 NO_BALL = (
-    "Threat “none” has no ball, which would hold the clean image: such a row is the accuracy on "
-    "the changed images alone, and may be above the clean one. The worst case counts the clean "
-    "images too."
+    "A natural perturbation changes every image, at threat “none”: its row is the accuracy on the "
+    "changed images alone, and may be above the clean one. The worst case counts the clean images "
+    "too."
 )
 """Of a report with natural perturbations."""
 
@@ -39,7 +39,7 @@ CONDITIONAL = (
 
 def explained(rows: Iterable[Row]) -> list[str]:
     """The sentences that stand under the tables of these rows."""
-    alone = any(row.threat == NONE for row in rows)
+    alone = any(row.attack.partition(":")[0] == "natural" for row in rows)
     return [PASSES, CONDITIONAL, *([NO_BALL] if alone else [])]
 
 
