@@ -306,5 +306,5 @@ def test_every_form_of_the_report_reads(
     text = report.to_markdown()
     assert "| Plain | none | natural:perturbation=light | none |" in text
     assert "| Plain | worst | worst | linf:0.1+none |" in text
-    assert "Threat “none” has no ball" in text
-    assert "has no ball" not in run(Plain(), registry, TOY).to_markdown()
+    assert "A natural perturbation changes every image" in text
+    assert "natural perturbation" not in run(Plain(), registry, TOY).to_markdown()
