@@ -48,10 +48,11 @@ class Pruner(Regularizer, Generic[ConfigT]):
             return
         name, found = type(model).__name__, convolutions(model)
         if found:
+            first = next(iter(found)).rpartition("backbone.")[2]  # as patterns name it
             raise ConfigError(
                 [
                     f"pruner: all {len(found)} convolutions of {name} are left out: let it prune "
-                    f"one, such as {next(iter(found))!r}, with fewer or narrower patterns in its "
+                    f"one, such as {first!r}, with fewer or narrower patterns in its "
                     "skip"
                 ]
             )

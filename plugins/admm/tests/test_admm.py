@@ -312,7 +312,7 @@ def test_skipped_layers() -> None:
             {"skip": ["*"]},
             [
                 "pruner: all 4 convolutions of Holder are left out: let it prune one, such as "
-                "'networks.0.backbone.conv1', with fewer or narrower patterns in its skip"
+                "'conv1', with fewer or narrower patterns in its skip"
             ],
         ),
     ],
