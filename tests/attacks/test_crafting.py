@@ -7,11 +7,11 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from phalanx.attack import Attack, Targeted
+from phalanx.attack import Attack, Targeted, attacking
 from phalanx.attacks.config import BIMConfig, PGDConfig
-from phalanx.attacks.crafting import Rowwise, craft, doubtful
+from phalanx.attacks.crafting import Rowwise, craft, doubtful, lighter
 from phalanx.attacks.gradient import BIM, PGD
-from phalanx.nn import MeanEnsemble, Population
+from phalanx.nn import MeanEnsemble, Member, Population
 from phalanx.nn.prepare import Prepared
 from phalanx.specs import Linf
 
@@ -151,3 +151,21 @@ def test_rows_that_are_not_independent_are_attacked_on_the_model_itself(kind, rn
     y = torch.zeros(len(IMAGES), dtype=torch.long)
     craft(attack, model, IMAGES, y, generator=rng, rowwise=kind == "stochastic")
     assert given == [model]
+
+
+def test_training_takes_its_steps_on_a_copy_that_answers_as_the_network_does():
+    own = network()
+    x = IMAGES.repeat(8, 1, 1, 1)
+    with attacking(own):
+        copied = lighter(own, x)
+        assert isinstance(copied, Prepared)
+        torch.testing.assert_close(copied(x), own(x), rtol=1e-4, atol=1e-5)
+
+
+def test_training_copies_no_small_batches_no_stochastic_models_and_no_functions():
+    x = IMAGES.repeat(8, 1, 1, 1)
+    own, population = network(), Population([Member(network(), nn.Identity()) for _ in range(2)])
+    with attacking(own), attacking(population):
+        assert lighter(own, IMAGES) is own
+        assert lighter(population, x) is population
+        assert lighter(torch.sin, x) is torch.sin

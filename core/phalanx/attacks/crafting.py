@@ -9,6 +9,7 @@ the copy takes for fooled, or scores otherwise than the module, are attacked aga
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,6 +22,32 @@ from phalanx.nn.prepare import SCORES, prepared
 
 EXAMPLES = 8
 """Images on which a copy must agree before it is used."""
+
+
+WORTHWHILE = 2**16
+"""Values of a batch of images below which copying costs more than it saves in training."""
+
+
+def lighter(function: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[Tensor], Tensor]:
+    """What training's attacks take their steps on: a prepared copy, or the function itself.
+
+    The copy answers as the network does up to rounding, which examples to train on may; nothing is
+    judged by them.
+
+    Args:
+        function: images ``(N, C, H, W)`` to scores ``(N, K)``; frozen and in evaluation mode, as
+            `phalanx.api.attacking` leaves it.
+        x: the images to attack.
+
+    Returns:
+        A copy for one batch, as weights move on; the function itself where it is stochastic or no
+        network, where no copy agrees with it, and for batches of less than 65,536 values.
+    """
+    if not isinstance(function, nn.Module) or x.numel() < WORTHWHILE:
+        return function
+    if isinstance(function, DefendedModel) and function.stochastic:
+        return function
+    return prepared(function, x[:EXAMPLES]) or function
 
 
 class Rowwise(nn.Module):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Generator, Tensor
 
 from phalanx.attack import Attack
+from phalanx.attacks.crafting import lighter
 from phalanx.config import PerturbationType
 from phalanx.perturbation import Perturbation
 from phalanx.phase import BatchTransform
@@ -52,7 +53,7 @@ class Perturbing:
             generator: of the attack's or the perturbation's draws.
         """
         if self.attack is not None:
-            return self.attack(target, x, y, generator=generator).detach()
+            return self.attack(lighter(target, x), x, y, generator=generator).detach()
         if self.perturbation is not None:
             return self.perturbation(x, generator=generator)
         return x

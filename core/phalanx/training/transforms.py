@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from phalanx.attack import Attack, attacking
+from phalanx.attacks.crafting import lighter
 from phalanx.perturbation import Perturbation
 from phalanx.phase import Batch, PhaseContext
 
@@ -85,12 +86,10 @@ class Adversarial:
         count = len(batch) // 2 if self.mode == "half" else len(batch)
         if count == 0:
             return batch
+        x, y = batch.x[:count], batch.y[:count]
         with attacking(ctx.phase.module, self.batchnorm):
             adversarial = self.attack(
-                ctx.phase.target(ctx),
-                batch.x[:count],
-                batch.y[:count],
-                generator=ctx.generator("adversarial"),
+                lighter(ctx.phase.target(ctx), x), x, y, generator=ctx.generator("adversarial")
             ).detach()
         if self.mode == "twin":
             return replace(batch, adv=adversarial)
