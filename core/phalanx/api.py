@@ -48,6 +48,7 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         UsePruner as UsePruner,
     )
     from phalanx.defense import (
+        Combined as Combined,
         DefendedModel as DefendedModel,
         Defense as Defense,
         View as View,
@@ -138,7 +139,7 @@ _HOME = {
     "phalanx.config": "AdversarialConfig AttackConfig Backbone DefenseConfig Normalization "
     "OptimizerConfig PerturbationConfig PerturbationType PrunerConfig ScheduleConfig UseAttack "
     "UseDefense UsePerturbation UsePruner",
-    "phalanx.defense": "DefendedModel Defense View",
+    "phalanx.defense": "Combined DefendedModel Defense View",
     "phalanx.errors": "ConfigError PhalanxError PhalanxWarning",
     "phalanx.hookspecs": "hookimpl",
     "phalanx.nn.capture": "capture",

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -69,6 +69,19 @@ class View:
     fixed_draw: bool = False
 
 
+@dataclass(frozen=True)
+class Combined:
+    """What an ensemble's function averages.
+
+    Attributes:
+        logits: of its n parts, ``(n, N, K)``.
+        rule: whether the parts' probabilities, logits or votes are averaged.
+    """
+
+    logits: Tensor
+    rule: Literal["probabilities", "logits", "votes"]
+
+
 class DefendedModel(nn.Module, ABC):
     """What is trained, attacked and served.
 
@@ -104,6 +117,17 @@ class DefendedModel(nn.Module, ABC):
     def support(self) -> Sequence[nn.Module]:
         """The equally likely functions of a stochastic model when they are few, else ()."""
         return ()
+
+    def combined(self, x: Tensor) -> Combined | None:
+        """What the served function, or the view ``expected`` of a stochastic model, averages.
+
+        Attacks on ensembles weigh the parts anew. None, the default, where it is no average of
+        members' probabilities, logits or votes.
+
+        Args:
+            x: images ``(N, C, H, W)``.
+        """
+        return None
 
     def serve(self, seed: int) -> nn.Module:
         """The deployed function on a random stream of its own, weights shared."""
@@ -189,6 +213,15 @@ class Served(nn.Module):
         self.model = model
         self.stream = Stream(randomness.key(seed, "serve"))
 
+    @property
+    def members(self) -> Sequence[nn.Module]:
+        """The model's members."""
+        return self.model.members
+
+    def combined(self, x: Tensor) -> Combined | None:
+        """What a deterministic model averages; one draw of a stochastic one is no average."""
+        return None if self.model.stochastic else self.model.combined(cast_like(x, self.model))
+
     def forward(self, x: Tensor) -> Tensor:
         """One draw: images ``(N, C, H, W)`` to scores ``(N, K)``."""
         x = cast_like(x, self.model)
@@ -229,6 +262,15 @@ class Expected(nn.Module):
         self.model = model
         self.draws = draws
         self.stream = Stream(randomness.key(seed, "expected"))
+
+    @property
+    def members(self) -> Sequence[nn.Module]:
+        """The model's members."""
+        return self.model.members
+
+    def combined(self, x: Tensor) -> Combined | None:
+        """What the model averages in expectation."""
+        return self.model.combined(cast_like(x, self.model))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to log mean probabilities ``(N, K)``."""

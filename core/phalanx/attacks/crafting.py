@@ -17,7 +17,7 @@ from torch import Generator, Tensor, nn
 
 from phalanx.attack import Attack, Targeted, attacking
 from phalanx.attacks.losses import goal_of
-from phalanx.defense import DefendedModel
+from phalanx.defense import Combined, DefendedModel
 from phalanx.nn.prepare import SCORES, prepared
 
 EXAMPLES = 8
@@ -62,6 +62,16 @@ class Rowwise(nn.Module):
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
+
+    @property
+    def members(self) -> tuple[Rowwise, ...]:
+        """The module's members; () where it has none."""
+        return tuple(Rowwise(one) for one in getattr(self.module, "members", ()))
+
+    def combined(self, x: Tensor) -> Combined | None:
+        """What the module averages; None where it is no average."""
+        ask = getattr(self.module, "combined", None)
+        return None if ask is None else ask(x)
 
     def forward(self, x: Tensor) -> Tensor:
         """The module's scores."""

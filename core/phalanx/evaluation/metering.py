@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from phalanx.defense import Combined
+
 
 @dataclass
 class Passes:
@@ -49,6 +51,24 @@ class Metered(nn.Module):
         if scores.requires_grad:
             scores.register_hook(lambda _: self._went_back(rows))
         return scores
+
+    @property
+    def members(self) -> tuple[Metered, ...]:
+        """The function's members, counting here too; () where it has none."""
+        parts = getattr(self.module, "members", ())
+        return tuple(Metered(one, rowwise=self.rowwise, passes=self.passes) for one in parts)
+
+    def combined(self, x: Tensor) -> Combined | None:
+        """What the function averages, counted as one pass of it; None where it is no average."""
+        ask = getattr(self.module, "combined", None)
+        found: Combined | None = None if ask is None else ask(x)
+        if found is None:
+            return None
+        rows = len(x)
+        self.passes.forwards += rows
+        if found.logits.requires_grad:
+            found.logits.register_hook(lambda _: self._went_back(rows))
+        return found
 
     def _went_back(self, rows: int) -> None:
         self.passes.backwards += rows

@@ -34,7 +34,8 @@ class Row(_Entry):
 
     `conditional_accuracy` is that among the images that are right without an attack. `worst_draw`
     and `majority` are those of a stochastic model: the smallest accuracy over the judge's draws,
-    and the share of images that most draws classify rightly.
+    and the share of images that most draws classify rightly. `protocol` is ``paper`` for what the
+    paper's own protocol asks for, where that was asked for beside another.
     """
 
     defense: str
@@ -52,6 +53,7 @@ class Row(_Entry):
     conditional_accuracy: float | None = None
     majority: float | None = None
     worst_draw: float | None = None
+    protocol: str | None = None
 
 
 class Failure(_Entry):

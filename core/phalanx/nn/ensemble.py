@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from phalanx.combine import log_mean
-from phalanx.defense import DefendedModel
+from phalanx.defense import Combined, DefendedModel
 from phalanx.nn.member import Member
 
 
@@ -26,6 +26,10 @@ class _Group(DefendedModel):
     def members(self) -> Sequence[Member]:
         """The members, in the order in which they were given."""
         return cast(Sequence[Member], tuple(self.networks))
+
+    def combined(self, x: Tensor) -> Combined:
+        """The members' logits, whose probabilities are averaged."""
+        return Combined(torch.stack([network(x) for network in self.networks]), "probabilities")
 
 
 class MeanEnsemble(_Group):

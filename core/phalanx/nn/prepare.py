@@ -99,6 +99,17 @@ class Prepared(nn.Module):
         self.layout = layout
         self.rows = rows
 
+    @property
+    def members(self) -> tuple[Prepared, ...]:
+        """The module's members, prepared; () where it has none."""
+        parts = getattr(self.module, "members", ())
+        return tuple(Prepared(one, self.layout, self.rows) for one in parts)
+
+    def combined(self, x: Tensor) -> Any:
+        """What the module says that it averages (`DefendedModel.combined`); None if it does not."""
+        ask = getattr(self.module, "combined", None)
+        return None if ask is None else ask(_laid_out(x, self.layout))
+
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` in any layout to scores ``(N, K)``."""
         x = _laid_out(x, self.layout)

@@ -11,10 +11,25 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 
 from phalanx.errors import ArtifactError
+from phalanx.evaluation.findings import (
+    Comparison,
+    Curve,
+    DefenseFindings,
+    Example,
+    Transfer,
+)
 from phalanx.evaluation.rows import WORST, Failure, Row
 from phalanx.report import markdown
 from phalanx.training.files import write_atomically
 
+_PARTS: dict[str, type[Any]] = {
+    "defenses": DefenseFindings,
+    "transfers": Transfer,
+    "curves": Curve,
+    "comparisons": Comparison,
+    "examples": Example,
+}
+"""Key of the JSON -> what its list holds; a key stands there only where it is not empty."""
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 
 
@@ -29,6 +44,11 @@ class Report:
         environment: versions, platform, threads, seed, protocol, limit, data and date.
         failed: the cells that could not be run.
         notes: what else a reader has to know, in sentences.
+        defenses: what was found of each defense besides its rows.
+        transfers: matrices of accuracies on other models' examples.
+        curves: accuracy against radius.
+        comparisons: defenses against each other, image by image.
+        examples: a fixed number of adversarial examples as pictures.
     """
 
     schema: ClassVar[int] = 1
@@ -37,6 +57,11 @@ class Report:
     environment: Mapping[str, Any] = field(default_factory=dict)
     failed: tuple[Failure, ...] = ()
     notes: tuple[str, ...] = ()
+    defenses: tuple[DefenseFindings, ...] = ()
+    transfers: tuple[Transfer, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    examples: tuple[Example, ...] = ()
 
     @property
     def worst(self) -> tuple[Row, ...]:
@@ -52,6 +77,11 @@ class Report:
             "environment": dict(self.environment),
             "failed": [one.model_dump(mode="json") for one in self.failed],
             **notes,
+            **{
+                name: [one.model_dump(mode="json", exclude_none=True) for one in found]
+                for name in _PARTS
+                if (found := getattr(self, name))
+            },
         }
 
     @classmethod
@@ -73,6 +103,10 @@ class Report:
                 environment=dict(value.get("environment", {})),
                 failed=tuple(Failure.model_validate(one) for one in value.get("failed", ())),
                 notes=tuple(str(note) for note in value.get("notes", ())),
+                **{
+                    name: tuple(kind.model_validate(one) for one in value.get(name, ()))
+                    for name, kind in _PARTS.items()
+                },
             )
         except (ValidationError, TypeError, ValueError) as error:
             raise ArtifactError(f"{source} is damaged: {error}") from error

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Generator, Tensor, nn
 
-from phalanx.api import DefendedModel, Member, View, generator as keyed
+from phalanx.api import Combined, DefendedModel, Member, View, generator as keyed
 from phalanx_mol.config import Weighting
 from phalanx_mol.losses import aggregate, weights
 
@@ -50,6 +50,12 @@ class MoLModel(DefendedModel):
     def draw(self, x: Tensor, generator: Generator | None) -> Tensor:
         """Images ``(N, C, H, W)`` to logits ``(N, K)``."""
         return aggregate(self.weights(x), (expert(x) for expert in self.experts))
+
+    def combined(self, x: Tensor) -> Combined:
+        """The experts' logits times m times their weights, whose mean is the system's logits."""
+        a = self.weights(x).T * len(self.members)  # (m, N)
+        logits = torch.stack([expert(x) for expert in self.experts])
+        return Combined(a[:, :, None] * logits, "logits")
 
     def views(self) -> Mapping[str, View]:
         """``deployed``, and ``one-expert``: one expert, chosen at opening and fixed.
