@@ -8,15 +8,16 @@ import phalanx
 from phalanx import api
 
 SURFACE = """
-API_VERSION Adversarial AdversarialConfig AnyThreat Attack AttackConfig Augment Backbone Batch
-BatchTransform ComponentSpec ConfigError CrossEntropyPhase Deciding DefendedModel Defense
-DefenseConfig Epsilon JointPhase Kind L1 L2 Linf Masked MeanEnsemble Member Natural NoBall
-Normalization Observer OptimizerConfig Paper Perturbation PerturbationConfig PerturbationType
-Perturbing PhalanxError PhalanxWarning Phase PhaseContext Population Pruner PrunerConfig Regularizer
-RoundPhase ScheduleConfig Scores Spec Targeted Task Threat Traits Union UseAttack UseDefense
-UsePerturbation UsePruner View ascend attacking build_member capture convolutions craft expectation
-filter_parameters generator hookimpl input_gradient log_max log_mean may_drop_rows unit_leaders
-with_retraining
+API_VERSION Adversarial AdversarialConfig AnyThreat Attack AttackConfig AttackInapplicable Augment
+Backbone Batch BatchTransform Combined ComponentSpec ConfigError CrossEntropyPhase Deciding
+DefendedModel Defense DefenseConfig Epsilon Goal JointPhase Kind L1 L2 Linf Masked MeanEnsemble
+Member Natural NoBall Normalization Observer OptimizerConfig Paper Perturbation PerturbationConfig
+PerturbationType Perturbing PhalanxError PhalanxWarning Phase PhaseContext Population Pruner
+PrunerConfig Regularizer RoundPhase ScheduleConfig Scores Spec Targeted Task Threat
+ThreatModelError Traits Union UseAttack UseDefense UsePerturbation UsePruner View ascend attacking
+build_member capture convolutions craft expectation filter_parameters generator goal_of hookimpl
+input_gradient log_max log_mean margin may_drop_rows norm per_row project random_start steepest
+unit_leaders with_retraining
 """
 
 HOME = """
@@ -27,7 +28,7 @@ wrap
 
 def test_api_snapshot():
     assert sorted(api.__all__) == sorted(SURFACE.split())
-    assert api.API_VERSION == (1, 0)
+    assert api.API_VERSION == (1, 1)
 
 
 def test_package_snapshot():

@@ -26,10 +26,10 @@ LAYERS = (
         "randomness",
         "regularizer",
     },
-    {"attacks", "data", "nn", "runfile"},
+    {"attacks", "data", "nn", "reproduction", "runfile"},
     {"art", "training"},
     {"evaluation"},
-    {"report"},
+    {"claims", "report"},
     {"cli", "testing", "api"},
 )
 """A module imports from its own layer and from those above it in this list."""

@@ -24,8 +24,20 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         expectation as expectation,
         input_gradient as input_gradient,
     )
+    from phalanx.attacks.balls import (
+        norm as norm,
+        per_row as per_row,
+        project as project,
+        random_start as random_start,
+        steepest as steepest,
+    )
     from phalanx.attacks.crafting import (
         craft as craft,
+    )
+    from phalanx.attacks.losses import (
+        Goal as Goal,
+        goal_of as goal_of,
+        margin as margin,
     )
     from phalanx.combine import (
         log_max as log_max,
@@ -54,9 +66,14 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         View as View,
     )
     from phalanx.errors import (
+        AttackInapplicable as AttackInapplicable,
         ConfigError as ConfigError,
         PhalanxError as PhalanxError,
         PhalanxWarning as PhalanxWarning,
+        ThreatModelError as ThreatModelError,
+    )
+    from phalanx.evaluation.diversity.measures import (
+        interrater_agreement as interrater_agreement,
     )
     from phalanx.hookspecs import (
         hookimpl as hookimpl,
@@ -129,18 +146,21 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         Natural as Natural,
     )
 
-API_VERSION = (1, 0)
+API_VERSION = (1, 1)
 
 _HOME = {
     "phalanx.attack": "Attack Observer Scores Targeted attacking may_drop_rows",
     "phalanx.attacks.ascent": "Deciding ascend expectation input_gradient",
+    "phalanx.attacks.balls": "norm per_row project random_start steepest",
     "phalanx.attacks.crafting": "craft",
+    "phalanx.attacks.losses": "Goal goal_of margin",
     "phalanx.combine": "log_max log_mean",
     "phalanx.config": "AdversarialConfig AttackConfig Backbone DefenseConfig Normalization "
     "OptimizerConfig PerturbationConfig PerturbationType PrunerConfig ScheduleConfig UseAttack "
     "UseDefense UsePerturbation UsePruner",
     "phalanx.defense": "Combined DefendedModel Defense View",
-    "phalanx.errors": "ConfigError PhalanxError PhalanxWarning",
+    "phalanx.errors": "AttackInapplicable ConfigError PhalanxError PhalanxWarning ThreatModelError",
+    "phalanx.evaluation.diversity.measures": "interrater_agreement",
     "phalanx.hookspecs": "hookimpl",
     "phalanx.nn.capture": "capture",
     "phalanx.nn.ensemble": "MeanEnsemble Population",

@@ -24,6 +24,24 @@ def phalanx_components() -> Iterable[ComponentSpec]:  # type: ignore[empty-body]
 
 
 @hookspec
+def phalanx_adaptive_attacks(defense: str, threat: str) -> Iterable[Mapping[str, Any]]:  # type: ignore[empty-body]  # a specification
+    """The attacks that the plugin's own defense must withstand, for protocol ``adaptive``.
+
+    Each is a table as in a protocol: ``{"attack": {"use": "pgd", "params": {...}}, "views":
+    ["expected"]}``; without ``views`` it runs on all. () for another plugin's defense, by its
+    registered name. `threat` is such as ``linf:8/255``.
+    """
+
+
+@hookspec
+def phalanx_validity_checks() -> Iterable[Any]:  # type: ignore[empty-body]  # a specification
+    """Checks besides the core's: callables that take a `phalanx.evaluation.validity.Examined`.
+
+    Each returns a `phalanx.evaluation.findings.Check`; none of them is required.
+    """
+
+
+@hookspec
 def phalanx_run_started(run: Mapping[str, Any]) -> None:
     """A training begins: `run` has defense, data, config_hash, out."""
 

@@ -253,20 +253,31 @@ class Registry:
 
     def notify(self, hook: str, **arguments: Any) -> None:
         """Call an observer hook of every plugin; one that fails becomes a `PluginHookWarning`."""
+        self.ask(hook, **arguments)
+
+    def ask(self, hook: str, **arguments: Any) -> list[tuple[str, Any]]:
+        """What every plugin that implements a hook answers, each under the plugin's id.
+
+        A plugin that fails is left out, with a `PluginHookWarning`.
+        """
         manager = self._loaded.manager
+        found: list[tuple[str, Any]] = []
         for one in self._loaded.plugins:
             others = [other for other in manager.get_plugins() if other is not one.plugin]
             try:
-                manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
+                answers = manager.subset_hook_caller(hook, remove_plugins=others)(**arguments)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # isolation: an observer may raise anything, to exit
+            except BaseException as error:  # isolation: a plugin may raise anything, to exit
                 warnings.warn(
                     f"plugin {one.id!r} ({one.found.label}): {hook} failed and was left out: "
                     f"{discovery.describe(error)}",
                     PluginHookWarning,
-                    stacklevel=2,
+                    stacklevel=3,
                 )
+            else:
+                found += [(one.id, answer) for answer in answers]
+        return found
 
     def _put(self, registered: Registered) -> None:
         self._components[registered.spec.kind, registered.spec.name] = registered

@@ -5,12 +5,14 @@ All problems of a config are told at once, each with its file, its key path and 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -80,7 +82,7 @@ def read_run(
     except ValidationError as error:
         problems += problems_of(error, prefix="evaluation")
     if evaluation is not None:
-        problems += _protocol_problems(evaluation.protocol)
+        problems += _protocol_problems(evaluation.protocol, registry)
     if problems or run is None or evaluation is None:
         raise ConfigError(problems, source=name)
     return run.model_copy(update={"evaluation": evaluation})
@@ -122,15 +124,38 @@ def _placed(source: str, folder: Path) -> str:
     return source if source in ("", TIMM) or source.startswith("~") else str(folder / source)
 
 
-def protocol_names() -> tuple[str, ...]:
-    """The protocols that are there, sorted."""
-    shipped = (one.name for one in files("phalanx").joinpath("evaluation", "protocols").iterdir())
-    return tuple(sorted(name.removesuffix(".toml") for name in shipped if name.endswith(".toml")))
+def protocol_files(registry: Registry) -> dict[str, Traversable]:
+    """Name -> file of the protocols that are there, the core's first."""
+    found = _tomls(files("phalanx").joinpath("evaluation", "protocols"), "")
+    for plugin in registry.plugins:
+        package = str(getattr(plugin.plugin, "__name__", "")).partition(".")[0]
+        if package:
+            with contextlib.suppress(ModuleNotFoundError, TypeError):  # a plugin of one module
+                found |= _tomls(files(package).joinpath("protocols"), f"{plugin.id}/")
+    return found
 
 
-def _protocol_problems(name: str) -> list[str]:
+def protocol_names(registry: Registry | None = None) -> tuple[str, ...]:
+    """The protocols that are there: the core's, then plugins' as ``clm/paper``."""
+    if registry is None:
+        from phalanx.registry import default_registry
+
+        registry = default_registry()
+    return tuple(protocol_files(registry))
+
+
+def _tomls(folder: Traversable, prefix: str) -> dict[str, Traversable]:
+    if not folder.is_dir():
+        return {}
+    there = sorted((one for one in folder.iterdir()), key=lambda one: one.name)
+    return {
+        prefix + one.name.removesuffix(".toml"): one for one in there if one.name.endswith(".toml")
+    }
+
+
+def _protocol_problems(name: str, registry: Registry) -> list[str]:
     """What is wrong with a protocol's name."""
-    known = protocol_names()
+    known = protocol_names(registry)
     if name in known:
         return []
     near = difflib.get_close_matches(name, known, n=1)

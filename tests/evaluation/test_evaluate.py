@@ -141,11 +141,13 @@ def test_chunks_get_different_draws() -> None:
 
     model.views = lambda: {"one-draw": dataclasses.replace(views["one-draw"], open=watched)}  # type: ignore[method-assign]
     run(model, n=300)
-    assert len(opened) == len(set(opened)) == 19
-    first = list(opened)
+    first = [seed for seed in opened if seed]  # 0: asked how much memory it takes
+    assert len(first) == len(set(first)) == 19
     opened.clear()
     run(model, n=48)
-    assert opened == first[:3]  # the first rows' draws do not depend on how many follow
+    assert [seed for seed in opened if seed] == first[
+        :3
+    ]  # the first rows' draws do not depend on how many follow
 
 
 def test_the_same_seed_gives_the_same_rows_and_another_one_others() -> None:
@@ -239,7 +241,7 @@ def test_a_stored_cell_is_tensors_and_json(tmp_path: Path) -> None:
     tensors, header = read_tensors(path)
     assert {name: t.shape for name, t in tensors.items()} == {"bits": (1, 40)}
     assert tensors["bits"].dtype == torch.uint8
-    assert set(header) == {"cell", "outcome", "sha256"}
+    assert set(header) == {"block", "outcome", "sha256"}
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip", "empty", "swap"])
@@ -290,8 +292,7 @@ phalanx.evaluate(Plain(), images(40), attacks=attacks, registry=registry, out=sy
 def test_a_killed_process_loses_the_running_cell_only(tmp_path: Path) -> None:
     arguments = [sys.executable, "-c", KILLED, str(Path(__file__).parent), str(tmp_path / "r")]
     assert subprocess.run(arguments, check=False).returncode == -signal.SIGKILL
-    cells = list((tmp_path / "r" / "cells").iterdir())
-    assert [path.suffix for path in cells] == [".safetensors"] * 3
+    assert len(list((tmp_path / "r" / "cells").glob("*.safetensors"))) == 3
     registry, log = toy_registry()
     attacks = ["toy", "toy:size=0.05", "toy:size=0.4,threat=linf:0.4"]
     report = run(Plain(), registry=registry, out=tmp_path / "r", attacks=attacks)

@@ -224,8 +224,6 @@ def test_one_draw_is_the_same_for_all_models_and_an_attacks_is_not() -> None:
         cell = Cell(
             weights=weights,
             data="digits",
-            digest="d",
-            rows=5,
             view=view,
             attack=attack,
             threat="none",

@@ -108,7 +108,7 @@ def test_a_copy_that_decides_otherwise_changes_no_outcome(monkeypatch: pytest.Mo
 def test_only_views_of_independent_rows_are_prepared(members: list[nn.Module]) -> None:
     x = torch.rand(16, 1, 8, 8)
     for name, view in Population(members).eval().views().items():
-        function = Opened(view, ("a",), Passes()).at(0)
+        function = Opened(view, ("a",), Passes()).at(block=0, chunk=0)
         with attacking(function.own):
             assert (function.prepare(x) is not None) is (name != "deployed")
 
@@ -116,7 +116,7 @@ def test_only_views_of_independent_rows_are_prepared(members: list[nn.Module]) -
 def test_a_member_that_comes_again_is_prepared_once(members: list[nn.Module]) -> None:
     view = Population(members).eval().views()["one-draw"]
     opened = Opened(view, ("a",), Passes())
-    functions = [opened.at(chunk) for chunk in range(20)]
+    functions = [opened.at(block=0, chunk=chunk) for chunk in range(20)]
     assert len({id(function) for function in functions}) == 2
     assert {id(function.own.module) for function in functions} == {id(m) for m in members}
 
@@ -124,7 +124,7 @@ def test_a_member_that_comes_again_is_prepared_once(members: list[nn.Module]) ->
 def test_views_that_make_a_new_module_each_time_are_not_all_kept() -> None:
     view = View(lambda seed: Plain(), rowwise=True, fixed_draw=True)
     opened = Opened(view, ("a",), Passes())
-    assert len({id(opened.at(chunk).own.module) for chunk in range(100)}) > 1
+    assert len({id(opened.at(block=0, chunk=chunk).own.module) for chunk in range(100)}) > 1
     assert len(opened._functions) == 32
 
 
@@ -132,4 +132,14 @@ def test_functions_with_a_stream_are_opened_afresh_for_each_chunk() -> None:
     model = Mixed([0.5, 0.4], closed=False)
     view = View(lambda seed: model, rowwise=False, fixed_draw=True)
     opened = Opened(view, ("a",), Passes())
-    assert opened.at(0) is not opened.at(1)
+    assert opened.at(block=0, chunk=0) is not opened.at(block=0, chunk=1)
+
+
+def test_functions_with_a_stream_begin_it_anew_in_each_block() -> None:
+    model = Mixed([0.5, 0.4], closed=False)
+    opened = Opened(model.views()["deployed"], ("a",), Passes())
+    first = opened.at(block=0, chunk=0)
+    assert opened.at(block=0, chunk=3) is first
+    assert opened.at(block=1, chunk=16) is not first
+    plain = Opened(Plain().views()["deployed"], ("a",), Passes())
+    assert plain.at(block=0, chunk=0) is plain.at(block=1, chunk=16)

@@ -14,6 +14,7 @@ from phalanx.cli.evaluate_data import AskedData, data_of_model, data_of_runs
 from phalanx.cli.foreign_model import asked_for
 from phalanx.cli.stopping import keeps
 from phalanx.cli.threats import Norm, threat_of
+from phalanx.cli.train import seconds
 from phalanx.errors import InputError
 from phalanx.storage import check_output, keeping
 
@@ -102,6 +103,19 @@ def command(
         bool,
         typer.Option("--skip-unreadable", help="Of a folder: leave out files that are no images."),
     ] = False,
+    surrogate: Annotated[
+        list[Path] | None,
+        typer.Option(help="A run whose adversarial examples the models must withstand too."),
+    ] = None,
+    shard: Annotated[
+        str, typer.Option(help="i/n: this is process i of n that share --out; each reports all.")
+    ] = "1/1",
+    time_budget: Annotated[
+        str | None, typer.Option(help="Such as 25m: as many images as fit; says what is left out.")
+    ] = None,
+    keep_examples: Annotated[
+        bool, typer.Option("--keep-examples", help="Keep adversarial images, for phalanx verify.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Attack trained runs, or somebody's classifier, and write DIR/report.html, .json and .md.
@@ -134,6 +148,7 @@ def command(
     from phalanx.cli.report import print_report
     from phalanx.config import EvaluationConfig
     from phalanx.evaluation.evaluate import evaluate_models
+    from phalanx.evaluation.planning import surrogate_plan
     from phalanx.training.artifacts import open_run
 
     opened = [open_run(path) for path in dict.fromkeys(runs or ())]
@@ -145,7 +160,13 @@ def command(
         loaded = data_of_runs(opened, wanted)
         subjects, own = subjects_of(opened), [run.config.evaluation for run in opened]
         torch.set_num_threads(max(run.config.training.threads for run in opened))
-    plans = [_plan(one, loaded, asked, registry) for one in own]
+    plans = [
+        _plan(subject, one, loaded, asked, registry)
+        for subject, one in zip(subjects, own, strict=True)
+    ]
+    others = surrogates_of(surrogate or (), [one.name for one in subjects])
+    subjects += others
+    plans += [surrogate_plan(plans[0]) for _ in others]
     kept = f"finished cells are kept in {out}"
     with (
         keeps(lambda: f"{kept}: the same command again goes on"),
@@ -153,7 +174,16 @@ def command(
     ):
         with EvaluationProgress() as progress:
             report = evaluate_models(
-                subjects, loaded, plans, out=out, seed=seed, registry=registry, progress=progress
+                subjects,
+                loaded,
+                plans,
+                out=out,
+                seed=seed,
+                registry=registry,
+                progress=progress,
+                shard=shard_of(shard),
+                time_budget=None if time_budget is None else seconds(time_budget),
+                keep_examples=keep_examples,
             )
         page = report.save(out)
     if as_json:
@@ -178,8 +208,36 @@ def subjects_of(runs: Sequence[Run]) -> list[Subject]:
     for place, run in enumerate(runs):
         own = [names[place] for names in forms if names.count(names[place]) == 1]
         name = own[0] if own else str(run.path)
-        found.append(Subject(name, run.model, run.sha256, config_hash(run.config)))
+        used = run.config.defense.use
+        found.append(Subject(name, run.model, run.sha256, config_hash(run.config), component=used))
     return found
+
+
+def surrogates_of(paths: Sequence[Path], taken: Sequence[str]) -> list[Subject]:
+    """Runs whose examples alone are used, under names that no subject has."""
+    from dataclasses import replace
+
+    from phalanx.training.artifacts import open_run
+
+    found = subjects_of([open_run(path) for path in dict.fromkeys(paths)])
+    names = [f"surrogate {one.name}" if one.name in taken else one.name for one in found]
+    return [replace(s, name=name, surrogate=True) for s, name in zip(found, names, strict=True)]
+
+
+def shard_of(text: str) -> tuple[int, int]:
+    """``2/4`` as (2, 4).
+
+    Raises:
+        InputError: if it is no process of so many.
+    """
+    first, _, second = text.partition("/")
+    try:
+        i, n = int(first), int(second)
+    except ValueError:
+        i, n = 0, 0
+    if not 1 <= i <= n:
+        raise InputError(f"--shard is i/n with 1 <= i <= n, such as 1/2, found {text!r}")
+    return i, n
 
 
 def _attack_table(text: str) -> dict[str, Any]:
@@ -195,12 +253,32 @@ def _known(table: dict[str, Any], registry: Registry) -> None:
     registry.config_class(Kind.ATTACK, table["use"])
 
 
-def _plan(own: EvaluationConfig, data: Data, asked: _Asked, registry: Registry) -> Plan:
+def _plan(
+    subject: Subject, own: EvaluationConfig, data: Data, asked: _Asked, registry: Registry
+) -> Plan:
     """What the command line says, else a run's own [evaluation]."""
-    from phalanx.evaluation.protocol import load_protocol, resolve_attack, with_threat
+    from phalanx.evaluation.planning import plan_of
+    from phalanx.evaluation.protocol import (
+        Protocol,
+        load_protocol,
+        resolve_attack,
+        with_threat,
+    )
     from phalanx.evaluation.subjects import Plan
 
     threat = asked.threat or own.threat or data.threat
+
+    def plan(protocol: Protocol, views: tuple[str, ...], limit: int | None) -> Plan:
+        return plan_of(
+            subject,
+            protocol,
+            threat=threat,
+            registry=registry,
+            shape=data.task.shape,
+            views=views,
+            limit=limit,
+        )
+
     if asked.attacks:
         uses = tuple(
             resolve_attack(
@@ -216,7 +294,6 @@ def _plan(own: EvaluationConfig, data: Data, asked: _Asked, registry: Registry) 
         return Plan(uses, asked.views or own.views, asked.limit or own.limit)
     if asked.protocol is None:
         found = load_protocol(own.protocol, threat=threat, registry=registry)
-        limit = asked.limit or own.limit or found.limit
-        return Plan(found.attacks, asked.views or own.views, limit, found.name)
+        return plan(found, asked.views or own.views, asked.limit or own.limit)
     found = load_protocol(asked.protocol, threat=threat, registry=registry)
-    return Plan(found.attacks, asked.views, asked.limit or found.limit, found.name)
+    return plan(found, asked.views, asked.limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +14,7 @@ from phalanx.cli.common import echo, echo_json
 from phalanx.storage import check_output, keeping
 
 if TYPE_CHECKING:
+    from phalanx.evaluation.findings import DefenseFindings
     from phalanx.evaluation.rows import Row
     from phalanx.report.model import Report
 
@@ -21,6 +23,8 @@ EPILOG = """Examples:
   phalanx report report
 
   phalanx report report --format md > results.md
+
+  phalanx report report --format tex > table.tex
 """
 
 _HEADER = ("DEFENSE", "VIEW", "ATTACK", "THREAT", "CLEAN", "ROBUST", "95 %", "N", "VERDICT")
@@ -31,6 +35,8 @@ class Format(StrEnum):
 
     MD = "md"
     JSON = "json"
+    TEX = "tex"
+    CSV = "csv"
 
 
 def command(
@@ -39,7 +45,7 @@ def command(
         Format | None, typer.Option("--format", help="Print this instead of the table.")
     ] = None,
 ) -> None:
-    """Write DIR/report.html and .md again from DIR/report.json, and print the table."""
+    """Write DIR/report.html, .md, .tex and .csv again from DIR/report.json; print the table."""
     from phalanx.report.model import Report
 
     report = Report.load(folder)
@@ -48,34 +54,59 @@ def command(
         page = report.save(folder)
     if form is Format.JSON:
         echo_json(report.to_json())
-    elif form is Format.MD:
-        echo(report.to_markdown().rstrip("\n"))
+    elif form is not None:
+        text = {
+            Format.MD: report.to_markdown,
+            Format.TEX: report.to_latex,
+            Format.CSV: report.to_csv,
+        }[form]()
+        echo(text.rstrip("\n"))
     else:
         print_report(report)
         echo(f"report: {page}")
 
 
 def print_report(report: Report) -> None:
-    """The rows as a table, and what could not be run."""
-    lines = [_cells(row) for row in report.rows]
+    """The rows as a table, what the verdicts rest on, and what could not be run.
+
+    Defenses stand in the order of the report's summary: by the verdict of their worst case, the
+    most trusted first, then by its accuracy.
+    """
+    from phalanx.report import arrange
+
+    rows = arrange.rows(report)
+    named = any(row.protocol for row in rows)
+    header = (*_HEADER, "PROTOCOL") if named else _HEADER
+    lines = [(*_cells(row), row.protocol or "") if named else _cells(row) for row in rows]
     if sys.stdout.isatty():
-        _print_rich(lines, [row.attack == "worst" for row in report.rows])
+        _print_rich(header, lines, [arrange.is_worst(row) for row in rows])
     else:
-        widths = [max(len(line[at]) for line in [_HEADER, *lines]) for at in range(len(_HEADER))]
-        for line in [_HEADER, *lines]:
+        widths = [max(len(line[at]) for line in [header, *lines]) for at in range(len(header))]
+        for line in [header, *lines]:
             cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
             echo("  ".join(cells).rstrip())
+    for found in arrange.found(report):
+        echo(_judged(report, found))
     for one in report.failed:
         what = f"{one.defense}, {one.view}, {one.attack} ({one.threat})"
         echo(f"could not be run: {what}: {one.reason}")
 
 
-def _print_rich(lines: list[tuple[str, ...]], strong: list[bool]) -> None:
+def _judged(report: Report, found: DefenseFindings) -> str:
+    """``clm, masking unknown: Caution: why.``; without a reason the verdict of each worst case."""
+    worst = [row for row in report.worst if row.defense == found.defense]
+    said = found.sentence or ", ".join(f"{row.verdict} ({row.threat})" for row in worst)
+    return f"{found.defense}, masking {found.masking}: {said}"
+
+
+def _print_rich(
+    header: Sequence[str], lines: Sequence[tuple[str, ...]], strong: Sequence[bool]
+) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in _HEADER:
+    for name in header:
         table.add_column(name.capitalize(), overflow="fold")
     for line, bold in zip(lines, strong, strict=True):
         table.add_row(*line, style="bold" if bold else None)
@@ -83,16 +114,16 @@ def _print_rich(lines: list[tuple[str, ...]], strong: list[bool]) -> None:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    from phalanx.report import words
+    from phalanx.report import figures
 
     return (
         row.defense,
         row.view,
         row.attack,
         row.threat,
-        words.percent(row.clean_accuracy),
-        words.percent(row.robust_accuracy),
-        words.between(row),
+        figures.percent(row.clean_accuracy),
+        figures.percent(row.robust_accuracy),
+        figures.between(row),
         str(row.n),
         row.verdict,
     )

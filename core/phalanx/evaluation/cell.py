@@ -1,10 +1,9 @@
-"""A cell: one attack through one view of one model, on the first N images of a data set.
+"""A cell: one attack through one view of one model; and its blocks of 256 images.
 
-Images pass in blocks of 256 rows. A fixed-draw view is opened afresh for each chunk of 16
-consecutive rows, since one attacked draw for a whole test set is noise; any other view is opened
-once. Every draw is keyed by (cell, row where the batch begins), so no cell depends on another, and
-whole blocks at the beginning of a longer evaluation come out as those of a shorter one; a block
-that the shorter one cuts off need not, since one draw may serve all rows of a block.
+A block is what is computed, stored and claimed at once. Every draw is keyed by (cell, row where the
+batch begins), and a view that keeps a random stream is opened afresh for each block, so a block
+comes out the same in any process, whatever was computed before it. A fixed-draw view is opened
+afresh for each chunk of 16 consecutive rows, since one attacked draw for a whole test set is noise.
 
 Where a view's rows are independent an attack takes its steps on a prepared copy of the view
 (`phalanx.nn.prepare`), if there is one that agrees on the first images; what the copy decides
@@ -15,9 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -27,63 +25,51 @@ from phalanx import randomness
 from phalanx.attack import Attack, attacking
 from phalanx.attacks.balls import per_row, within
 from phalanx.attacks.crafting import doubtful
-from phalanx.data.sets import Split
 from phalanx.defense import DefendedModel, View
 from phalanx.errors import AttackInapplicable, PhalanxError, PluginContractError
 from phalanx.evaluation.judge import Judge
 from phalanx.evaluation.metering import Metered, Passes
 from phalanx.evaluation.opened import Function, Opened
 from phalanx.evaluation.scoring import Draws, spread
+from phalanx.phase import Batch
 
 BLOCK = 256
-"""Images in a batch."""
+"""Images in a block."""
 CHUNK = 16
 """Images for which a fixed-draw view is opened."""
-FORMAT = 2
-"""Of a stored cell; another number is another key."""
+FORMAT = 3
+"""Of a stored block; another number is another key."""
 NONE = "none"
 """View, attack and threat of the clean cell."""
-
-RowsDone = Callable[[int], None]
-
-
-def _ignore(_: int) -> None:
-    """Nobody listens."""
+TRANSFER = "transfer"
+"""View of a cell whose examples were made for another model."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What a cell's outcome depends on.
+    """What a cell's outcome depends on, besides the images.
 
     Attributes:
-        weights: SHA-256 of what is attacked.
+        weights: SHA-256 of what is attacked, or judged on another's examples.
         data: name of the data set.
-        digest: SHA-256 of the rows' images and labels.
-        rows: N, the first rows of the test set.
-        view: name of the view, or "none".
-        attack: name and parameters (`attack_identity`), or "none".
+        view: name of the view, "none", or "transfer".
+        attack: name and parameters (`attack_identity`), "none", or where examples come from.
         threat: as text, or "none".
         seed: of the evaluation.
+        batch: images that are attacked at once, where it is not a whole block.
     """
 
     weights: str
     data: str
-    digest: str
-    rows: int
     view: str
     attack: str
     threat: str
     seed: int
-
-    @property
-    def key(self) -> str:
-        """The content key: 32 hexadecimal digits."""
-        text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+    batch: int = BLOCK
 
     @property
     def stream(self) -> tuple[str | int, ...]:
-        """What keys the cell's draws: all but the number of rows and their content.
+        """What keys the cell's draws.
 
         An attack that does not ask the model (view ``none``) draws the same for all models, so that
         they are compared on the same images.
@@ -94,8 +80,31 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Block:
+    """A cell on some consecutive rows.
+
+    Attributes:
+        cell: what is done.
+        first: the first row.
+        rows: how many.
+        digest: SHA-256 of these rows' images and labels.
+    """
+
+    cell: Cell
+    first: int
+    rows: int
+    digest: str
+
+    @property
+    def key(self) -> str:
+        """The content key: 32 hexadecimal digits."""
+        text = json.dumps({"format": FORMAT, **asdict(self)}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """What a finished cell came to.
+    """What a finished cell, or a block of it, came to.
 
     Attributes:
         bits: whether draw r classifies the attacked image n rightly, ``(R, N)`` uint8.
@@ -106,8 +115,7 @@ class Outcome:
         backwards: likewise.
         violations: examples that broke budget, box or finiteness and were replaced by their
             clean images.
-        chunks: chunks of a fixed-draw view, else 0.
-        spread: standard deviation of the accuracy over these chunks.
+        fixed_draw: whether the view is one of a fixed draw, opened for each chunk.
         note: what the attack says of itself (`note(classes)`), or ''.
     """
 
@@ -117,97 +125,130 @@ class Outcome:
     forwards: float = 0.0
     backwards: float = 0.0
     violations: int = 0
-    chunks: int = 0
-    spread: float = 0.0
+    fixed_draw: bool = False
     note: str = ""
 
+    @property
+    def chunks(self) -> int:
+        """Chunks of a fixed-draw view, else 0."""
+        return -(-self.bits.shape[1] // CHUNK) if self.fixed_draw else 0
 
-def clean_outcome(
-    model: DefendedModel, cell: Cell, data: Split, *, batch: int = BLOCK, done: RowsDone = _ignore
-) -> Outcome:
-    """How the served function does without an attack.
+    @property
+    def spread(self) -> float:
+        """Standard deviation of the accuracy over these chunks."""
+        return spread(self.bits, CHUNK) if self.fixed_draw else 0.0
 
-    Args:
-        model: what is judged.
-        cell: with view, attack and threat "none".
-        data: its first `cell.rows` rows are used.
-        batch: images at a time.
-        done: told how many images are done.
-    """
-    judge = Judge(model, cell.stream)
-    device = _device(model)
-    parts = []
-    blocks = data.blocks(cell.rows, batch)
-    with randomness.seeded(*cell.stream, "global"), closing(blocks):
-        for first, images in blocks:
-            parts.append(judge.bits(images.x.to(device), images.y.to(device), first_row=first))
-            done(len(images))
-    return Outcome(torch.cat(parts, 1), judge.draws, judge.classes)
+    def of_rows(self, rows: Tensor | slice) -> Outcome:
+        """The outcome of some images."""
+        return replace(self, bits=self.bits[:, rows])
 
 
-def attacked_outcome(
-    model: DefendedModel,
-    cell: Cell,
-    data: Split,
-    *,
-    view: View,
-    attack: Attack[Any],
-    batch: int = BLOCK,
-    done: RowsDone = _ignore,
-) -> Outcome:
-    """Attack the view on every image, check the examples, judge the served function on them.
+def joined(blocks: Sequence[Outcome]) -> Outcome:
+    """A cell's outcome from those of its blocks, in their order."""
+    counts = [block.bits.shape[1] for block in blocks]
+    whole = sum(counts)
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(v * n for v, n in zip(values, counts, strict=True)) / whole
+
+    return replace(
+        blocks[0],
+        bits=torch.cat([block.bits for block in blocks], 1),
+        forwards=mean([block.forwards for block in blocks]),
+        backwards=mean([block.backwards for block in blocks]),
+        violations=sum(block.violations for block in blocks),
+    )
+
+
+class CellRun:
+    """Computes blocks of one cell, in any order.
 
     Global random state is forked and keyed, for models and attacks that draw from it.
 
     Args:
         model: what is judged.
-        cell: what this is the outcome of.
-        data: its first `cell.rows` rows are used.
-        view: what is attacked.
+        cell: what this is.
+        view: what is attacked; None: images are judged as they are.
         attack: with its threat.
-        batch: images at a time; a multiple of 16.
-        done: told how many images are done.
-
-    Raises:
-        AttackInapplicable: if the attack cannot run on this view.
-        NonFiniteError: if the model's scores on an example are not finite.
     """
-    if batch % CHUNK:
-        raise ValueError(f"a batch is a multiple of {CHUNK} images, found {batch}")
-    judge, passes, device = Judge(model, cell.stream), Passes(), _device(model)
-    opened = Opened(view, cell.stream, passes)
-    step = CHUNK if view.fixed_draw else batch
-    violations, parts = 0, []
-    blocks = data.blocks(cell.rows, batch)
-    with randomness.seeded(*cell.stream, "global"), closing(blocks):
-        for first, images in blocks:
-            x, y = images.x.to(device), images.y.to(device)
-            found = []
-            for at in range(0, len(x), step):
-                function = opened.at((first + at) // CHUNK)
-                key = (*cell.stream, "attack", first + at)
-                with attacking(model), attacking(function.own):
-                    rows = slice(at, at + step)
-                    found.append(_examples(attack, function, x[rows], y[rows], key))
-            examples = torch.cat(found)
-            kept = within(examples, x, attack.threat)
-            violations += int((~kept).sum())
-            examples = torch.where(per_row(kept, x), examples, x)
-            parts.append(judge.bits(examples, y, first_row=first))
-            done(len(x))
-    bits = torch.cat(parts, 1)
-    say = getattr(attack, "note", None)
-    return Outcome(
-        bits=bits,
-        draws=judge.draws,
-        classes=judge.classes,
-        forwards=passes.forwards / cell.rows,
-        backwards=passes.backwards / cell.rows,
-        violations=violations,
-        chunks=-(-cell.rows // CHUNK) if view.fixed_draw else 0,
-        spread=spread(bits, CHUNK) if view.fixed_draw else 0.0,
-        note=say(judge.classes) if callable(say) else "",
-    )
+
+    def __init__(
+        self,
+        model: DefendedModel,
+        cell: Cell,
+        *,
+        view: View | None = None,
+        attack: Attack[Any] | None = None,
+    ) -> None:
+        if cell.batch % CHUNK:
+            raise ValueError(f"a batch is a multiple of {CHUNK} images, found {cell.batch}")
+        self.model, self.cell, self.view, self.attack = model, cell, view, attack
+        self._passes = Passes()
+        self._opened: Opened | None = None
+        self._judge = Judge(model, cell.stream)
+
+    def outcome(self, images: Batch, first: int, examples: Tensor | None = None) -> Outcome:
+        """A block's outcome.
+
+        Args:
+            images: clean ones of these rows.
+            first: the first row.
+            examples: what `made` gave for these rows; absent: the clean images.
+
+        Raises:
+            NonFiniteError: if the model's scores on an example are not finite.
+        """
+        device = device_of(self.model)
+        x = images.x if examples is None else examples
+        with self._seeded(first):
+            bits = self._judge.bits(x.to(device), images.y.to(device), first_row=first)
+        return Outcome(bits, self._judge.draws, self._judge.classes)
+
+    def made(self, images: Batch, first: int) -> tuple[Tensor, Outcome]:
+        """A block's examples on the CPU, within the threat, and what they come to.
+
+        Raises:
+            AttackInapplicable: if the attack cannot run on this view.
+            NonFiniteError: if the model's scores on an example are not finite.
+        """
+        if self.view is None or self.attack is None:
+            return images.x, self.outcome(images, first)
+        device = device_of(self.model)
+        x, y = images.x.to(device), images.y.to(device)
+        self._passes.forwards = self._passes.backwards = 0
+        with self._seeded(first):
+            found = self._examples(x, y, first)
+            kept = within(found, x, self.attack.threat)
+            examples = torch.where(per_row(kept, x), found, x).cpu()
+        forwards, backwards = self._passes.forwards / len(x), self._passes.backwards / len(x)
+        judged = self.outcome(images, first, examples)
+        say = getattr(self.attack, "note", None)
+        outcome = replace(
+            judged,
+            forwards=forwards,
+            backwards=backwards,
+            violations=int((~kept).sum()),
+            fixed_draw=self.view.fixed_draw,
+            note=say(judged.classes) if callable(say) else "",
+        )
+        return examples, outcome
+
+    def _examples(self, x: Tensor, y: Tensor, first: int) -> Tensor:
+        assert self.view is not None and self.attack is not None  # noqa: PT018  # `made` asked
+        if self._opened is None:
+            self._opened = Opened(self.view, self.cell.stream, self._passes)
+        step = CHUNK if self.view.fixed_draw else self.cell.batch
+        found = []
+        for at in range(0, len(x), step):
+            function = self._opened.at(block=first // BLOCK, chunk=(first + at) // CHUNK)
+            key = (*self.cell.stream, "attack", first + at)
+            with attacking(self.model), attacking(function.own):
+                rows = slice(at, at + step)
+                found.append(_examples(self.attack, function, x[rows], y[rows], key))
+        return torch.cat(found)
+
+    def _seeded(self, first: int) -> Any:
+        return randomness.seeded(*self.cell.stream, "global", first)
 
 
 def _examples(
@@ -248,6 +289,7 @@ def _run(
     return found.detach().to(x)
 
 
-def _device(model: nn.Module) -> torch.device:
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's parameters are; the CPU for one without."""
     parameter = next(model.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device

@@ -7,6 +7,7 @@ are stored at once where an output folder is given, and found there by a repeate
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -18,13 +19,16 @@ from torch import nn
 
 from phalanx.config import UseAttack
 from phalanx.errors import EvaluationError, InputError, PhalanxError
-from phalanx.evaluation.cell import BLOCK
+from phalanx.evaluation.engine import Engine
+from phalanx.evaluation.findings import DefenseFindings
 from phalanx.evaluation.labels import parse_attack
 from phalanx.evaluation.loop import Loop
+from phalanx.evaluation.planning import plan_of, surrogate_plan
 from phalanx.evaluation.preflight import preflight
 from phalanx.evaluation.progress import Progress, Silence
 from phalanx.evaluation.protocol import load_protocol, resolve_attack
-from phalanx.evaluation.store import CellStore
+from phalanx.evaluation.rows import Row
+from phalanx.evaluation.store import BlockStore
 from phalanx.evaluation.subjects import (
     AnyData,
     Images,
@@ -38,6 +42,8 @@ from phalanx.evaluation.subjects import (
     model_of,
     name_of,
 )
+from phalanx.evaluation.tasks import JobMaker
+from phalanx.evaluation.validity import examine
 from phalanx.registry import Registry, default_registry
 from phalanx.specs import Threat, parse_threat
 from phalanx.storage import check_output
@@ -63,6 +69,10 @@ def evaluate(
     name: str | None = None,
     registry: Registry | None = None,
     progress: Progress | None = None,
+    shard: tuple[int, int] = (1, 1),
+    time_budget: float | None = None,
+    keep_examples: bool = False,
+    surrogates: Mapping[str, nn.Module | Any] | None = None,
 ) -> Report:
     """Attack a model through all its views, and report what is left of its accuracy.
 
@@ -73,7 +83,8 @@ def evaluate(
         data: a data set's name (looked for in ``$PHALANX_DATA``), a `phalanx.data.Data`, a pair
             (x, y) of images and labels ``(N,)``, or a torch ``Dataset`` or ``DataLoader`` of
             (image, label).
-        protocol: ``quick`` or ``standard``.
+        protocol: ``quick``, ``standard``, ``adaptive``, ``union``, or a plugin's own, such as
+            ``clm/paper``.
         threat: such as ``"linf:8/255"``, for all attacks that name none; absent: the data's.
         limit: first N test images; absent: the protocol's number, or all.
         seed: of every draw; equal seeds give equal reports.
@@ -85,6 +96,11 @@ def evaluate(
         name: of the defense in the report; absent: the model's class, or a foreign module's.
         registry: where attacks are looked up; absent: the default one.
         progress: is told what is done.
+        shard: (i, n): this is process i of n on one `out`, from 1; each gives the whole report.
+        time_budget: seconds after which no block of images is begun: rows are then of fewer images,
+            which the report says.
+        keep_examples: write adversarial images to ``out/examples``, for ``phalanx verify``.
+        surrogates: models by name, whose adversarial examples the model is judged on too.
 
     Raises:
         InputError: if something asked for is unknown or cannot be, or the images do not fit.
@@ -95,18 +111,39 @@ def evaluate(
     if limit is None and not attacks:
         limit = load_protocol(protocol, registry=registry).limit
     images = images_of(data, limit)
+    subject = Subject(name or name_of(defended), defended, digest_of(defended))
     default: Threat | None = parse_threat(threat) if threat is not None else images.threat
     if attacks:
         tables = [parse_attack(one) if isinstance(one, str) else one for one in attacks]
         uses = tuple(resolve_attack(one, threat=default, registry=registry) for one in tables)
         plan = Plan(uses, tuple(views), limit)
     else:
-        found = load_protocol(protocol, threat=default, registry=registry)
-        plan = Plan(found.attacks, tuple(views), limit, protocol)
-    subject = Subject(name or name_of(defended), defended, digest_of(defended))
+        plan = plan_of(
+            subject,
+            load_protocol(protocol, threat=default, registry=registry),
+            threat=default,
+            registry=registry or default_registry(),
+            shape=images.split.shape,
+            views=tuple(views),
+            limit=limit,
+        )
     folder = None if out is None else Path(out)
+    others = [
+        Subject(title, defended_other, digest_of(defended_other), surrogate=True)
+        for title, given in (surrogates or {}).items()
+        if (defended_other := model_of(given))
+    ]
     report = evaluate_models(
-        [subject], images, plan, out=folder, seed=seed, registry=registry, progress=progress
+        [subject, *others],
+        images,
+        [plan, *(surrogate_plan(plan) for _ in others)],
+        out=folder,
+        seed=seed,
+        registry=registry,
+        progress=progress,
+        shard=shard,
+        time_budget=time_budget,
+        keep_examples=keep_examples,
     )
     if folder is not None:
         report.save(folder)
@@ -122,7 +159,10 @@ def evaluate_models(
     seed: int = 0,
     registry: Registry | None = None,
     progress: Progress | None = None,
-    batch: int = BLOCK,
+    batch: int | None = None,
+    shard: tuple[int, int] = (1, 1),
+    time_budget: float | None = None,
+    keep_examples: bool = False,
 ) -> Report:
     """Attack several models on the same data; see `evaluate`.
 
@@ -134,7 +174,11 @@ def evaluate_models(
         seed: of every draw.
         registry: where attacks are looked up; absent: the default one.
         progress: is told what is done.
-        batch: images at a time, a multiple of 16.
+        batch: images at a time, 256 over a power of two, at least 16; absent: as memory has room.
+        shard: (i, n): this is process i of n on one folder, from 1; each waits for the others and
+            gives the whole report.
+        time_budget: seconds after which no block of images is begun any more.
+        keep_examples: write adversarial images to the folder ``examples`` of `out`.
     """
     from phalanx.report.model import Report  # it stands above the evaluation
 
@@ -146,21 +190,36 @@ def evaluate_models(
     check_images(subjects, images)
     for one, own in zip(subjects, plans, strict=True):
         preflight(one.model, images.split, limit=own.limit)
-    loop = Loop(
-        images=images,
-        store=CellStore(None if out is None else out / CELLS),
-        seed=seed,
-        registry=registry or default_registry(),
-        progress=progress or Silence(),
-        batch=batch,
-    )
+    store = BlockStore(None if out is None else out / CELLS, keeps_examples=keep_examples)
+    deadline = None if time_budget is None else time.monotonic() + time_budget
+    engine = Engine(store, progress or Silence(), shard=shard, deadline=deadline)
+    maker = JobMaker(images.name, seed, registry or default_registry(), batch)
+    loop = Loop(images=images, maker=maker, engine=engine)
     loop.check(plans)
-    rows = loop.run(subjects, plans)
+    measurements = loop.run(subjects, plans)
+    rows = loop.rows(subjects, measurements)
     if not rows:
         raise _nothing_ran(loop)
+    judged: list[Row] = []
+    found: list[DefenseFindings] = []
+    for subject, own in zip(subjects, plans, strict=True):
+        of_subject = [row for row in rows if row.defense == subject.name]
+        if of_subject and not subject.surrogate:
+            more, findings = examine(
+                subject, own, of_subject, loop=loop, measured=measurements, folder=out
+            )
+            judged += more
+            found.append(findings)
     failed = tuple(failure for failure, _ in loop.failed)
+    told = (*images.notes, *dict.fromkeys(note for plan in plans for note in plan.notes))
     environment = _environment(images, plans, seed=seed)
-    return Report(rows=tuple(rows), environment=environment, failed=failed, notes=images.notes)
+    return Report(
+        rows=tuple(judged),
+        environment=environment,
+        failed=failed,
+        notes=(*told, *loop.notes),
+        defenses=tuple(found),
+    )
 
 
 def _most(plans: Sequence[Plan]) -> int | None:

@@ -1,106 +1,88 @@
-"""The loop over cells: stored ones are read, the others computed, failures noted."""
+"""All cells of an evaluation: from subjects and plans to finished jobs, and from these to rows.
+
+Every model is also judged on the examples of every other model's cells at the same threat: one
+forward pass for each, and the cheapest way to see a defense that only hides its gradients.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
-from torch import nn
-
-from phalanx.attack import Attack
-from phalanx.config import UseAttack
-from phalanx.defense import View
-from phalanx.errors import (
-    EvaluationError,
-    PhalanxError,
-    PluginContractError,
-    ThreatModelError,
-    ValidityWarning,
-)
-from phalanx.evaluation.cell import (
-    NONE,
-    Cell,
-    Outcome,
-    RowsDone,
-    attacked_outcome,
-    clean_outcome,
-)
-from phalanx.evaluation.labels import attack_identity, attack_label
-from phalanx.evaluation.progress import Progress
+from phalanx.errors import EvaluationError, PhalanxError
+from phalanx.evaluation.cell import NONE, TRANSFER, Outcome
+from phalanx.evaluation.engine import CELL_ERRORS, Engine, Job
 from phalanx.evaluation.rows import Failure, Measured, Row, rows_of
-from phalanx.evaluation.scoring import accuracy
-from phalanx.evaluation.store import CellStore
-from phalanx.evaluation.subjects import Images, Plan, Subject, digest_of_rows
-from phalanx.registry import Registry
+from phalanx.evaluation.subjects import Images, Plan, Subject
+from phalanx.evaluation.tasks import JobMaker, Task, tasks_of
 from phalanx.specs import Kind
 
-_CELL_ERRORS = (EvaluationError, ThreatModelError, PluginContractError)
-"""What ends one cell and lets the others go on."""
+LATE = "left out: the time budget was over before its first block"
 
 
 @dataclass(frozen=True)
-class _Task:
-    """One cell to do: an attack through a view, or neither."""
+class Attacked:
+    """A task and its job."""
 
-    subject: Subject
-    view_name: str = NONE
-    view: View | None = None
-    use: UseAttack | None = None
+    task: Task
+    job: Job
 
-    @property
-    def label(self) -> str:
-        """The attack as a report names it."""
-        return NONE if self.use is None else attack_label(self.use)
 
-    @property
-    def threat(self) -> str:
-        """The attack's threat as text."""
-        return NONE if self.use is None else str(getattr(self.use.params, "threat", NONE))
+@dataclass
+class Measurements:
+    """All jobs of an evaluation.
 
-    @property
-    def shown(self) -> str:
-        """The cell's name for progress and warnings."""
-        if self.use is None:
-            return f"{self.subject.name}, clean"
-        view = "" if self.view_name == NONE else f"{self.view_name}, "
-        threat = "" if self.threat == NONE else f" ({self.threat})"
-        return f"{self.subject.name}, {view}{self.label}{threat}"
+    Attributes:
+        clean: of each subject by name.
+        attacked: of each subject and surrogate by name, in the order of its plan.
+        counts: by subject, how many of the first images are finished in all of its cells.
+    """
 
-    @property
-    def identity(self) -> str:
-        """The attack as a stored cell names it."""
-        return NONE if self.use is None else attack_identity(self.use)
+    clean: dict[str, Job]
+    attacked: dict[str, list[Attacked]]
+    counts: dict[str, int]
+
+    def finished(self, name: str) -> list[Attacked]:
+        """A model's cells that came to an end, on its number of images at least."""
+        count = self.counts.get(name, 1)
+        return [
+            one
+            for one in self.attacked[name]
+            if one.job.error is None and one.job.done() >= count > 0
+        ]
+
+    def received(self, name: str, sha256: str) -> dict[tuple[str, str], list[Outcome]]:
+        """(Source, threat) -> what a subject makes of that source's examples, cell by cell."""
+        found: dict[tuple[str, str], list[Outcome]] = {}
+        count = self.counts[name]
+        for source in self.attacked:
+            if source == name:
+                continue
+            for one in self.attacked[source]:
+                for cell, blocks in one.job.received.items():
+                    whole = sum(block.bits.shape[1] for block in blocks.values())
+                    if cell.weights == sha256 and whole >= count > 0:
+                        outcome = one.job.received_by(cell, count)
+                        found.setdefault((source, one.task.threat), []).append(outcome)
+        return found
 
 
 class Loop:
-    """Runs the cells of an evaluation, one after the other.
+    """Runs the cells of an evaluation.
 
     Attributes:
         failed: the cells that could not be run, with what was raised.
+        notes: what a reader has to know besides, in sentences.
     """
 
-    def __init__(
-        self,
-        *,
-        images: Images,
-        store: CellStore,
-        seed: int,
-        registry: Registry,
-        progress: Progress,
-        batch: int,
-    ) -> None:
+    def __init__(self, *, images: Images, maker: JobMaker, engine: Engine) -> None:
         self.failed: list[tuple[Failure, PhalanxError]] = []
-        self._images = images
-        self._store = store
-        self._seed = seed
-        self._registry = registry
-        self._progress = progress
-        self._batch = batch
-        self._digests: dict[int, str] = {}
+        self.notes: list[str] = []
+        self.images = images
+        self.maker = maker
+        self.engine = engine
 
     def check(self, plans: Sequence[Plan]) -> None:
         """Refuse an attack that does not exist before anything is computed.
@@ -110,69 +92,97 @@ class Loop:
         Raises:
             InputError: for an unknown attack of a family, such as ``art/DeepFoul``.
         """
-        for use in (use for plan in plans for use in plan.attacks):
-            with contextlib.suppress(*_CELL_ERRORS):
-                self._registry.create(Kind.ATTACK, use.use, use.params)
+        for use in (use for plan in plans for use in plan.uses):
+            with contextlib.suppress(*CELL_ERRORS):
+                self.maker.registry.create(Kind.ATTACK, use.use, use.params)
 
-    def run(self, subjects: Sequence[Subject], plans: Sequence[Plan]) -> list[Row]:
-        """The rows of all subjects; a subject that cannot even answer clean images has none."""
+    def run(self, subjects: Sequence[Subject], plans: Sequence[Plan]) -> Measurements:
+        """Do all cells; one that fails is noted, and the others go on."""
         pairs = list(zip(subjects, plans, strict=True))
-        cells = [1 + len(_tasks(one, plan)) for one, plan in pairs]
-        images = sum(n * self._count(plan) for n, plan in zip(cells, plans, strict=True))
-        self._progress.started(cells=sum(cells), images=images)
-        return [row for subject, plan in pairs for row in self._rows(subject, plan)]
-
-    def _rows(self, subject: Subject, plan: Plan) -> list[Row]:
-        count, before = self._count(plan), len(self.failed)
-        clean = self._outcome(_Task(subject), count)
-        if clean is None:
-            return []
-        measured = []
-        for task in _tasks(subject, plan):
-            outcome = self._outcome(task, count)
-            if outcome is not None:
-                params = None if task.use is None else task.use.params
-                holds_clean = getattr(params, "holds_clean", True)
-                measured.append(
-                    Measured(task.view_name, task.label, task.threat, outcome, holds_clean)
+        tasks = {subject.name: tasks_of(subject, plan) for subject, plan in pairs}
+        counts = {subject.name: self.count(plan) for subject, plan in pairs}
+        split = self.images.split
+        clean = {
+            s.name: self.maker.job(Task(s), split, counts[s.name])
+            for s in subjects
+            if not s.surrogate
+        }
+        attacked = {
+            subject.name: [
+                Attacked(
+                    task,
+                    self.maker.job(
+                        task,
+                        split,
+                        counts[subject.name],
+                        targets=_targets(task, subjects, tasks),
+                        needs=clean.get(subject.name),
+                    ),
                 )
-        missing = Counter(failure.threat for failure, _ in self.failed[before:])
-        return rows_of(subject.name, clean, measured, seed=self._seed, missing=missing)
+                for task in tasks[subject.name]
+            ]
+            for subject in subjects
+        }
+        jobs: list[Job] = []
+        for subject in subjects:
+            jobs += [clean[subject.name]] if subject.name in clean else []
+            jobs += [one.job for one in attacked[subject.name]]
+        self.engine.progress.started(cells=len(jobs), images=sum(job.count for job in jobs))
+        self.engine.work(jobs)
+        found = Measurements(clean, attacked, {})
+        for subject in subjects:
+            own = [(Task(subject), clean[subject.name])] if subject.name in clean else []
+            own += [(one.task, one.job) for one in attacked[subject.name]]
+            found.counts[subject.name] = self._settle(own)
+        self._say_batches(subjects)
+        return found
 
-    def _outcome(self, task: _Task, count: int) -> Outcome | None:
-        """A cell's outcome, stored or computed; None if it cannot be, which is noted."""
-        cell = Cell(
-            weights=task.subject.sha256,
-            data=self._images.name,
-            digest=self._digest(count),
-            rows=count,
-            view=task.view_name,
-            attack=task.identity,
-            threat=task.threat,
-            seed=self._seed,
-        )
-        self._progress.cell_started(task.shown)
-        found = self._store.get(cell)
-        outcome = self._computed(task, cell) if found is None else found
-        if outcome is None:
-            return None
-        if found is not None:
-            self._progress.images_done(count)
-        share = accuracy(outcome.bits)
-        self._progress.cell_finished(task.shown, accuracy=share, stored=found is not None)
-        return outcome
+    def count(self, plan: Plan) -> int:
+        """N of a plan."""
+        there = len(self.images.split)
+        return there if plan.limit is None else min(plan.limit, there)
 
-    def _computed(self, task: _Task, cell: Cell) -> Outcome | None:
-        done = 0
+    def rows(self, subjects: Sequence[Subject], measurements: Measurements) -> list[Row]:
+        """The rows of all subjects; a subject that cannot even answer clean images has none."""
+        found: list[Row] = []
+        for subject in (one for one in subjects if not one.surrogate):
+            name, job = subject.name, measurements.clean[subject.name]
+            count = measurements.counts[name]
+            if job.error is not None or not count:
+                continue
+            measured = [
+                Measured(
+                    one.task.view_name,
+                    one.task.label,
+                    one.task.threat,
+                    one.job.outcome(count),
+                    holds_clean=one.task.holds_clean,
+                    protocol=one.task.protocol,
+                )
+                for one in measurements.finished(name)
+            ]
+            received = measurements.received(name, subject.sha256)
+            measured += [
+                Measured(TRANSFER, f"from:{source}", threat, first, more=tuple(more))
+                for (source, threat), (first, *more) in received.items()
+            ]
+            missing = Counter(one.threat for one, _ in self.failed if one.defense == name)
+            clean = job.outcome(count)
+            found += rows_of(name, clean, measured, seed=self.maker.seed, missing=missing)
+        return found
 
-        def told(images: int) -> None:
-            nonlocal done
-            done += images
-            self._progress.images_done(images)
-
-        try:
-            outcome = self._compute(task, cell, told)
-        except _CELL_ERRORS as error:
+    def _settle(self, jobs: Sequence[tuple[Task, Job]]) -> int:
+        """Note what failed or was left out; how many images are finished in all other cells."""
+        done = []
+        for task, job in jobs:
+            error = job.error
+            if error is None and job.over:
+                continue  # what it needs has failed, and is told
+            if error is None and job.done() == 0:
+                error = EvaluationError(LATE)
+            if error is None:
+                done.append(job.done())
+                continue
             failure = Failure(
                 defense=task.subject.name,
                 view=task.view_name,
@@ -181,69 +191,36 @@ class Loop:
                 reason=str(error),
             )
             self.failed.append((failure, error))
-            left = cell.rows - done
-            self._progress.cell_failed(task.shown, images=left, reason=failure.reason)
-            return None
-        self._store.put(cell, outcome)
-        if outcome.violations:
-            warnings.warn(
-                f"{task.shown}: {outcome.violations} of {cell.rows} examples broke the threat "
-                f"{task.threat} or the box, or were not finite; their clean images count instead",
-                ValidityWarning,
-                stacklevel=2,
+        whole = max((job.count for _, job in jobs), default=0)
+        count = min(done, default=0)
+        if 0 < count < whole:
+            self.notes.append(
+                f"{jobs[0][0].subject.name}: the time budget was over after {count} of {whole} "
+                "images, which its rows are of; the same command goes on from there."
             )
-        return outcome
+        return count
 
-    def _compute(self, task: _Task, cell: Cell, done: RowsDone) -> Outcome:
-        split, model = self._images.split, task.subject.model
-        if task.view is None or task.use is None:
-            return clean_outcome(model, cell, split, batch=self._batch, done=done)
-        create = self._registry.create
-        attack: Attack[Any] = create(Kind.ATTACK, task.use.use, task.use.params)
-        view = _guarded(task.view, task.view_name)
-        return attacked_outcome(
-            model, cell, split, view=view, attack=attack, batch=self._batch, done=done
-        )
-
-    def _count(self, plan: Plan) -> int:
-        """N of a plan."""
-        there = len(self._images.split)
-        return there if plan.limit is None else min(plan.limit, there)
-
-    def _digest(self, count: int) -> str:
-        if count not in self._digests:
-            self._digests[count] = digest_of_rows(self._images.split, count)
-        return self._digests[count]
+    def _say_batches(self, subjects: Sequence[Subject]) -> None:
+        for subject in subjects:
+            batch = self.maker.batches.get(subject.sha256)
+            if batch is not None and batch < 256:
+                self.notes.append(
+                    f"{subject.name}: {batch} images at a time were attacked, as memory has room "
+                    "for no block of 256."
+                )
 
 
-def _guarded(view: View, name: str) -> View:
-    """The view, whose failure to open ends its cell alone."""
-
-    def opened(seed: int) -> nn.Module:
-        try:
-            return view.open(seed)
-        except PhalanxError:
-            raise
-        except Exception as error:  # a plugin's view raises anything
-            raise EvaluationError(
-                f"view {name!r} cannot be opened: {type(error).__name__}: {error}"
-            ) from error
-
-    return replace(view, open=opened)
-
-
-def _tasks(subject: Subject, plan: Plan) -> list[_Task]:
-    """Every attack through every view; an attack that is named twice at one threat runs once.
-
-    So does one that does not look at the model, without a view: one cell stands for all views, so
-    that `worst` does not take the worst of several draws of it.
-    """
-    found: dict[tuple[str, str, str], _Task] = {}
-    for name, view in plan.views_of(subject).items():
-        for use in plan.attacks:
-            if getattr(use.params, "asks_model", True):
-                task = _Task(subject, name, view, use)
-            else:  # the view is opened and not asked, and must not cut the images into chunks
-                task = _Task(subject, NONE, replace(view, fixed_draw=False), use)
-            found.setdefault((task.view_name, task.identity, task.threat), task)
-    return list(found.values())
+def _targets(
+    task: Task, subjects: Sequence[Subject], tasks: dict[str, list[Task]]
+) -> list[Subject]:
+    """The other models that are judged on a task's examples: those attacked at its threat."""
+    if not task.asks_model or task.threat == NONE:
+        return []
+    return [
+        other
+        for other in subjects
+        if other.name != task.subject.name
+        and other.sha256 != task.subject.sha256
+        and not other.surrogate
+        and any(one.threat == task.threat for one in tasks[other.name])
+    ]

@@ -43,7 +43,10 @@ class Function:
 
 
 class Opened:
-    """The functions of a view: one for the whole cell, or one for each chunk of images.
+    """The functions of a view: one for the whole cell, or one for each chunk or block of images.
+
+    A fixed draw is another one in each chunk; a function with a stream of its own begins it anew
+    in each block, so that a block does not depend on those before.
 
     Args:
         view: what is opened.
@@ -56,11 +59,16 @@ class Opened:
         self._stream = stream
         self._passes = passes
         self._functions: dict[int, Function] = {}
-        self._whole = None if view.fixed_draw else self._open()
+        self._last: tuple[tuple[int, ...], Function] | None = None
 
-    def at(self, chunk: int) -> Function:
-        """The function that images of this chunk are attacked through."""
-        return self._open(chunk) if self._whole is None else self._whole
+    def at(self, *, block: int, chunk: int) -> Function:
+        """The function that images of this chunk of this block are attacked through."""
+        if self._view.fixed_draw:
+            return self._open(chunk)
+        parts = () if self._view.rowwise else (block,)
+        if self._last is None or self._last[0] != parts:
+            self._last = (parts, self._open(*parts))
+        return self._last[1]
 
     def _open(self, *parts: int) -> Function:
         """The view opened; a function that comes again (one of a few members) is prepared once."""

@@ -1,30 +1,57 @@
-"""Protocols: named lists of attacks, each a TOML file beside this module."""
+"""Protocols: named lists of attacks, each a TOML file.
+
+The core's lie beside this module; a plugin's in the folder ``protocols`` of its package, under the
+plugin's id: ``clm/paper``. Entries of ``also`` are for some models or views only, and are left out,
+with a note, where the plugin that has their attack is not installed.
+"""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
 from collections.abc import Mapping
-from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from phalanx.config import AttackConfig, UseAttack
 from phalanx.errors import UnknownComponentError
 from phalanx.registry import Registry, default_registry
-from phalanx.runfile import config_error_from_validation, protocol_names as protocol_names
+from phalanx.runfile import (
+    config_error_from_validation,
+    protocol_files,
+    protocol_names as protocol_names,
+)
 from phalanx.specs import Spec, Threat
+
+
+class Extra(Spec):
+    """An attack for some models, or on some of their views."""
+
+    attack: dict[str, Any] = Field(description="use and params, as in `attacks`.")
+    only: Literal["stochastic", "deterministic", "ensembles", "averages"] | None = Field(
+        None,
+        description="Models it is for: random ones or not, those with members, those that serve "
+        "(or expect) an average of members; absent: all.",
+    )
+    views: tuple[str, ...] = Field((), description="Views it runs on; absent: every one.")
 
 
 class Protocol(Spec):
     """A named list of attacks; each is run on each view of a model."""
 
     name: str
+    checks: Literal["free", "core", "full"] = Field(
+        "free", description="Validity checks that follow: those that cost nothing, core, or all."
+    )
+    also: tuple[Extra, ...] = Field((), description="Attacks for some models or views.")
+    plugins: bool = Field(
+        default=False, description="Run the plugin's adaptive attacks and paper's protocol too."
+    )
     limit: PositiveInt | None = Field(
         None, description="First N test images, unless a limit is given; absent: all of them."
     )
-    attacks: tuple[UseAttack, ...] = Field(description="In the order in which they are run.")
+    attacks: tuple[UseAttack, ...] = Field((), description="In the order in which they are run.")
 
 
 def load_protocol(
@@ -41,12 +68,12 @@ def load_protocol(
         UnknownComponentError: if there is none of that name; names the nearest one.
         ConfigError: if its file is wrong.
     """
-    known = protocol_names()
+    known = protocol_files(registry or default_registry())
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UnknownComponentError(f"unknown protocol {name!r}; {hint}known: {', '.join(known)}")
-    text = files(__package__).joinpath("protocols", f"{name}.toml").read_text(encoding="utf-8")
+    text = known[name].read_text(encoding="utf-8")
     try:
         return Protocol.model_validate(tomllib.loads(text), context=_context(threat, registry))
     except ValidationError as error:

@@ -68,9 +68,9 @@ class Failure(_Entry):
 
 @dataclass(frozen=True)
 class Measured:
-    """A finished cell under the names that a report gives it.
+    """A finished cell under the names that a report gives it, and `more` under the same ones.
 
-    `holds_clean` is whether its attack may leave an image as it is.
+    `holds_clean` is whether its attack may leave an image as it is; `protocol` as in `Row`.
     """
 
     view: str
@@ -78,6 +78,13 @@ class Measured:
     threat: str
     outcome: Outcome
     holds_clean: bool = True
+    protocol: str | None = None
+    more: tuple[Outcome, ...] = ()
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """All of them."""
+        return (self.outcome, *self.more)
 
 
 def rows_of(
@@ -128,12 +135,15 @@ def _groups(cells: Sequence[Measured]) -> dict[str, list[Outcome]]:
     """Threat -> its cells; where they are of several kinds, the union of all threats too."""
     threats = dict.fromkeys(cell.threat for cell in cells)
     groups = {
-        threat: [cell.outcome for cell in cells if cell.threat == threat] for threat in threats
+        threat: [one for cell in cells if cell.threat == threat for one in cell.outcomes]
+        for threat in threats
     }
     if len(_kinds(threats)) > 1:
         parts = _parts(threats)
         same = [threat for threat in threats if _parts([threat]).keys() == parts.keys()]
-        groups[same[0] if same else JOIN.join(parts)] = [cell.outcome for cell in cells]
+        groups[same[0] if same else JOIN.join(parts)] = [
+            one for cell in cells for one in cell.outcomes
+        ]
     return groups
 
 
@@ -161,8 +171,11 @@ def _missing_note(missing: int) -> str | None:
 
 def _cell_row(defense: str, clean_q: Tensor, cell: Measured, seed: int) -> Row:
     outcome = cell.outcome
-    q = scoring.shares(outcome.bits)
+    q = scoring.worst_shares([one.bits for one in cell.outcomes], outcome.draws)
     several = len(outcome.bits) > 1
+    drawn = several and len(cell.outcomes) == 1
+    if len(cell.outcomes) == 1:
+        q = scoring.shares(outcome.bits)
     if not several and cell.holds_clean:
         # an image that is wrong without an attack stays an error; where every image is changed the
         # accuracy is of the changed ones alone, and may be above the clean one
@@ -178,15 +191,19 @@ def _cell_row(defense: str, clean_q: Tensor, cell: Measured, seed: int) -> Row:
         ci95=statistics.interval(q, seed),
         forwards=outcome.forwards,
         backwards=outcome.backwards,
-        note=note_of(outcome) or None,
+        note=note_of(cell.outcomes) or None,
         conditional_accuracy=scoring.conditional(q, clean_q),
-        majority=scoring.majority(outcome.bits) if several else None,
-        worst_draw=scoring.worst_draw(outcome.bits) if several else None,
+        majority=scoring.majority(outcome.bits) if drawn else None,
+        worst_draw=scoring.worst_draw(outcome.bits) if drawn else None,
+        protocol=cell.protocol,
     )
 
 
-def note_of(outcome: Outcome) -> str:
+def note_of(outcomes: Sequence[Outcome]) -> str:
     """What a reader of the number should know of its cell, in sentences; '' if nothing."""
+    if len(outcomes) > 1:
+        return f"Examples of {len(outcomes)} cells, each the worst for some images."
+    (outcome,) = outcomes
     said = [outcome.note] if outcome.note else []
     if outcome.chunks:
         few = "; few draws" if outcome.chunks < MANY_CHUNKS else ""

@@ -1,7 +1,10 @@
-"""Finished cells on disk: one safetensors file each, named by the cell's content key.
+"""Finished blocks on disk: one safetensors file each, named by the block's content key.
 
-A file is whole or absent, so an interrupted evaluation loses its running cell only, and a repeated
+A file is whole or absent, so an interrupted evaluation loses its running block only, and a repeated
 one computes nothing. Nothing is pickled: bits are a tensor, all else JSON in the file's header.
+
+Several processes may share a folder. Each claims a block before it computes it, by a lock of the
+system on a hidden file, which ends with its process however that ends.
 """
 
 from __future__ import annotations
@@ -9,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -16,67 +21,118 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from phalanx.errors import ArtifactError, PhalanxWarning
-from phalanx.evaluation.cell import Cell, Outcome
+from phalanx.errors import ArtifactError, OutputError, PhalanxWarning
+from phalanx.evaluation.cell import Block, Outcome
 from phalanx.storage import remove_parts
 from phalanx.training.files import read_tensors, write_tensors
+from phalanx.training.lock import claimed
 
 _BITS = "bits"
+EXAMPLES = "examples"
+"""Folder of kept examples, beside that of the blocks."""
 _ABANDONED = 3600.0
 """Seconds after which an unfinished file is nobody's: several evaluations may share a folder."""
 
 
-class CellStore:
-    """Outcomes by cell.
+class BlockStore:
+    """Outcomes by block, and the examples of blocks where they are kept.
 
     Args:
-        folder: where the files are (``DIR/cells``); None keeps nothing.
+        folder: where the files are (``DIR/cells``); None keeps them in memory.
+        keeps_examples: write adversarial images too, to ``DIR/examples``.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, *, keeps_examples: bool = False) -> None:
         self.folder = folder
+        self.keeps_examples = keeps_examples and folder is not None
+        self._found: dict[str, Outcome] = {}
         if folder is not None:
             remove_parts(folder, older_than=_ABANDONED)
 
-    def path(self, cell: Cell) -> Path | None:
-        """The cell's file, there or not."""
-        return None if self.folder is None else self.folder / f"{cell.key}.safetensors"
+    def path(self, block: Block) -> Path | None:
+        """The block's file, there or not."""
+        return None if self.folder is None else self.folder / f"{block.key}.safetensors"
 
-    def get(self, cell: Cell) -> Outcome | None:
+    def get(self, block: Block) -> Outcome | None:
         """The stored outcome, or None; a damaged file counts as none, with a warning."""
-        path = self.path(cell)
+        key = block.key
+        if key in self._found:
+            return self._found[key]
+        path = self.path(block)
         if path is None or not path.exists():
             return None
         try:
-            return _read(path, cell)
+            self._found[key] = _read(path, block)
         except ArtifactError as error:
-            warnings.warn(f"{error}; the cell is computed again", PhalanxWarning, stacklevel=2)
+            warnings.warn(f"{error}; the block is computed again", PhalanxWarning, stacklevel=2)
             return None
+        return self._found[key]
 
-    def put(self, cell: Cell, outcome: Outcome) -> None:
-        """Store a finished cell, atomically.
+    def put(self, block: Block, outcome: Outcome) -> None:
+        """Store a finished block, atomically.
 
         Raises:
-            StorageError: if the disk is full; the cells before are kept.
+            StorageError: if the disk is full; the blocks before are kept.
         """
-        path = self.path(cell)
-        if path is None:
+        path = self.path(block)
+        if path is not None:
+            facts = {f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name != _BITS}
+            header = {
+                "block": json.dumps(asdict(block), sort_keys=True),
+                "outcome": json.dumps(facts, sort_keys=True),
+                "sha256": _digest({_BITS: outcome.bits}),
+            }
+            write_tensors(path, {_BITS: outcome.bits}, header)
+        self._found[block.key] = outcome
+
+    @contextmanager
+    def claim(self, block: Block) -> Iterator[bool]:
+        """Whether this process may compute a block; nobody else may inside."""
+        if self.folder is None:
+            yield True
             return
-        facts = {f.name: getattr(outcome, f.name) for f in fields(outcome) if f.name != _BITS}
-        header = {
-            "cell": json.dumps(asdict(cell), sort_keys=True),
-            "outcome": json.dumps(facts, sort_keys=True),
-            "sha256": _digest(outcome.bits),
-        }
-        write_tensors(path, {_BITS: outcome.bits}, header)
+        try:
+            with claimed(self.folder / f".{block.key}.claim"):
+                yield True
+        except OutputError:
+            yield False
+
+    def keep(self, block: Block, examples: Tensor) -> None:
+        """Write a block's adversarial images ``(n, C, H, W)``, if they are to be kept."""
+        path = self._examples(block)
+        if self.keeps_examples and path is not None:
+            rows = torch.arange(block.first, block.first + block.rows)
+            tensors = {"images": examples.float(), "rows": rows}
+            header = {"block": json.dumps(asdict(block), sort_keys=True)}
+            write_tensors(path, tensors, {**header, "sha256": _digest(tensors)})
+
+    def kept(self, block: Block) -> Tensor | None:
+        """A block's adversarial images, if they were kept and are whole."""
+        path = self._examples(block)
+        if path is None or not path.exists():
+            return None
+        try:
+            tensors, header = read_tensors(path)
+        except ArtifactError as error:
+            warnings.warn(f"{error}; the examples are made again", PhalanxWarning, stacklevel=2)
+            return None
+        same = header.get("sha256") == _digest(tensors)
+        same &= json.loads(header.get("block", "null")) == asdict(block)
+        return tensors["images"] if same else None
+
+    def _examples(self, block: Block) -> Path | None:
+        if self.folder is None:
+            return None
+        return self.folder.parent / EXAMPLES / f"{block.key}.safetensors"
 
 
-def _read(path: Path, cell: Cell) -> Outcome:
+def _read(path: Path, block: Block) -> Outcome:
     tensors, header = read_tensors(path)
     try:
         bits, facts = tensors[_BITS], json.loads(header["outcome"])
-        same = json.loads(header["cell"]) == asdict(cell) and header["sha256"] == _digest(bits)
-        if not (same and bits.dtype == torch.uint8 and bits.shape[1:] == (cell.rows,)):
+        same = json.loads(header["block"]) == asdict(block)
+        same &= header["sha256"] == _digest({_BITS: bits})
+        if not (same and bits.dtype == torch.uint8 and bits.shape[1:] == (block.rows,)):
             raise ArtifactError(f"{path} is not what was stored there")
         return Outcome(bits=bits, **facts)
     except (KeyError, TypeError, ValueError) as error:
@@ -85,5 +141,5 @@ def _read(path: Path, cell: Cell) -> Outcome:
         raise ArtifactError(f"{path} is damaged: {error!r}") from error
 
 
-def _digest(bits: Tensor) -> str:
-    return hashlib.sha256(save({_BITS: bits.contiguous()})).hexdigest()
+def _digest(tensors: dict[str, Tensor]) -> str:
+    return hashlib.sha256(save({k: v.contiguous() for k, v in tensors.items()})).hexdigest()

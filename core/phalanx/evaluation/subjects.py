@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from phalanx.data.datasets import split_of
 from phalanx.data.sets import Data, Split, load_data
 from phalanx.defense import DefendedModel, View
 from phalanx.errors import DataError, InputError, ThreatModelError
-from phalanx.evaluation.cell import BLOCK
 from phalanx.nn.foreign import Foreign, wrap
+from phalanx.phase import Batch
 from phalanx.specs import Threat
 
 OWN = "arrays"
@@ -39,12 +38,31 @@ class Subject:
         model: what is attacked.
         sha256: of its weights file, or `digest_of` a model in memory; stored cells answer to it.
         config_hash: of the run that trained it, or ''.
+        surrogate: it is no subject of the report: its examples alone are shown to the others.
+        component: the registered name of its defense, or ''.
     """
 
     name: str
     model: DefendedModel
     sha256: str
     config_hash: str = ""
+    surrogate: bool = False
+    component: str = ""
+
+
+@dataclass(frozen=True)
+class Also:
+    """An attack besides those that run on every view.
+
+    Attributes:
+        use: the attack, with its threat.
+        views: names of the views it runs on, of those that the model has; () is all.
+        protocol: ``paper``, ``adaptive`` or None: whose it is, for the report.
+    """
+
+    use: UseAttack
+    views: tuple[str, ...] = ()
+    protocol: str | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +74,23 @@ class Plan:
         views: names of the views to attack; () is all that the model has.
         limit: first N test images; None is all.
         protocol: its name, or '' where the attacks were named one by one.
+        also: attacks besides, on some views.
+        checks: which validity checks follow: those that cost nothing, the core's, or all.
+        notes: what was asked for and is left out, in sentences.
     """
 
     attacks: tuple[UseAttack, ...]
     views: tuple[str, ...] = ()
     limit: int | None = None
     protocol: str = ""
+    also: tuple[Also, ...] = ()
+    checks: Literal["free", "core", "full"] = "free"
+    notes: tuple[str, ...] = ()
+
+    @property
+    def uses(self) -> tuple[UseAttack, ...]:
+        """All attacks."""
+        return (*self.attacks, *(one.use for one in self.also))
 
     def views_of(self, subject: Subject) -> dict[str, View]:
         """The model's views that are to be attacked, in the model's order."""
@@ -220,7 +249,7 @@ def check_plans(subjects: Sequence[Subject], plans: Sequence[Plan]) -> None:
     known = {name for subject in subjects for name in subject.model.views()}
     for subject, plan in zip(subjects, plans, strict=True):
         check_limit(plan.limit)
-        if not plan.attacks:
+        if not plan.uses:
             raise InputError(f"{subject.name}: no attacks; name a protocol or an attack")
         unknown = [name for name in plan.views if name not in known]
         if unknown or not plan.views_of(subject):
@@ -228,7 +257,7 @@ def check_plans(subjects: Sequence[Subject], plans: Sequence[Plan]) -> None:
             raise InputError(
                 f"{subject.name} has no view {asked!r}; it has: {', '.join(subject.model.views())}"
             )
-        for use in plan.attacks:
+        for use in plan.uses:
             if getattr(use.params, "threat", None) is None:
                 raise ThreatModelError(
                     f"attack {use.use} has no threat, and the data has no default one: give "
@@ -255,13 +284,9 @@ def digest_of(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def digest_of_rows(split: Split, rows: int) -> str:
-    """SHA-256 of the first rows' images and labels."""
-    digest = hashlib.sha256()
-    with closing(split.blocks(rows, BLOCK)) as blocks:
-        for _, batch in blocks:
-            digest.update(_bytes(batch.x) + _bytes(batch.y))
-    return digest.hexdigest()
+def digest_of_batch(batch: Batch) -> str:
+    """SHA-256 of some rows' images and labels."""
+    return hashlib.sha256(_bytes(batch.x) + _bytes(batch.y)).hexdigest()
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:

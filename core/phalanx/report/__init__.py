@@ -1,1 +1,1 @@
-"""Reports: one object, written as a page, as Markdown and as JSON."""
+"""Reports: one object, written as a page, as Markdown, LaTeX, JSON and comma-separated values."""

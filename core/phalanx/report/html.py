@@ -1,6 +1,7 @@
 """A report as one page: no script, no network, readable on a phone and in print.
 
-The pictures are SVG in the page; geometry is computed here, the template only places it.
+The pictures are SVG in the page; their geometry is computed in `bars`, `lines` and `maps`, the
+templates only place it.
 """
 
 from __future__ import annotations
@@ -11,68 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from phalanx.evaluation.rows import WORST, Row
-from phalanx.report import words
+from phalanx.evaluation.findings import Check, DefenseFindings, Example, Transfer
+from phalanx.evaluation.rows import Row
+from phalanx.report import arrange, bars, figures, lines, maps, tables, words
+from phalanx.report.bars import Bars
+from phalanx.report.maps import Map
+from phalanx.report.tables import Table
 
 if TYPE_CHECKING:
     from phalanx.report.model import Report
 
-WIDTH = 400
-"""Of a picture, in its own units; the page scales it, so that its text can be read on a phone."""
-_LEFT = 6
-_RIGHT = 62
-_STEP = 36
-_TEXT = 15
-"""From a label's upper edge to its bar; labels stand above the bars, where long ones fit."""
-_BAR = 12
-_LETTERS = 52
-"""Of a label that fit into the width."""
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A bar of a picture; lengths in the picture's units, from its left edge.
-
-    Attributes:
-        label: its name, shortened to fit.
-        value: its share as text.
-        kind: ``clean``, ``attack`` or ``worst``, which gives the colour.
-        y: the bar's upper edge; its label stands above.
-        length: of the bar, from `Picture.zero`.
-        lo: where its interval begins; None if it has none.
-        hi: where it ends.
-    """
-
-    label: str
-    value: str
-    kind: str
-    y: int
-    length: float
-    lo: float | None = None
-    hi: float | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """Horizontal bars of accuracies in [0, 1], and the same in words."""
-
-    id: str
-    title: str
-    text: str
-    bars: tuple[Bar, ...]
-    width: int = WIDTH
-    zero: int = _LEFT
-    thick: int = _BAR
-
-    @property
-    def height(self) -> int:
-        """Of bars and axis."""
-        return _STEP * len(self.bars) + 22
-
-    @property
-    def ticks(self) -> list[tuple[float, str]]:
-        """Places and names of the axis."""
-        return [(_place(share / 4), f"{25 * share}") for share in range(5)]
+FEW = 4
+"""Sections up to which the tables of all attacks stand open."""
 
 
 @dataclass(frozen=True)
@@ -82,13 +33,47 @@ class Section:
     defense: str
     threat: str
     rows: tuple[Row, ...]
-    picture: Picture
+    picture: Bars
 
     @property
     def views(self) -> list[tuple[str, tuple[Row, ...]]]:
         """The rows of each view, the worst case last."""
         names = dict.fromkeys(row.view for row in self.rows)
         return [(name, tuple(row for row in self.rows if row.view == name)) for name in names]
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """All that is said of one defense alone.
+
+    Attributes:
+        id: of the page's anchor.
+        name: the defense.
+        findings: None where nothing was found of it besides its rows.
+        worst: its rows to compare by.
+        checks: failing ones first.
+        sections: one for each threat.
+        beside: the paper's protocol beside the worst case.
+        transfers: between its members.
+        examples: its pictures.
+        ledger: claims beside reproductions.
+    """
+
+    id: str
+    name: str
+    findings: DefenseFindings | None
+    worst: tuple[Row, ...]
+    checks: list[Check]
+    sections: list[Section]
+    beside: Table
+    transfers: list[Map]
+    examples: list[Example]
+    ledger: Table
+
+    @property
+    def urgent(self) -> list[Check]:
+        """The checks that failed or warn; they stand in the open."""
+        return [check for check in self.checks if check.status in {"fail", "warn"}]
 
 
 def render(report: Report) -> str:
@@ -100,68 +85,75 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    verdicts = dict.fromkeys(row.verdict for row in report.rows)
+    environment.globals |= {"words": words, "figures": figures}
+    environment.filters["joined"] = _joined
+    told = chapters(report)
+    found = arrange.found(report)
+    summary = arrange.summary(report)
     known: dict[str, Any] = {
         "report": report,
-        "words": words,
-        "worst": report.worst,
-        "overview": overview(report.worst),
-        "sections": sections(report.rows),
-        "meanings": [words.VERDICTS[one] for one in verdicts if one in words.VERDICTS],
+        "summary": summary,
+        "found": {one.defense: one for one in found},
+        "ids": {chapter.name: chapter.id for chapter in told},
+        "overview": bars.overview(arrange.ranked(report)),
+        "meanings": words.meanings(report.rows, [one.masking for one in found]),
+        "comparisons": tables.comparisons(report),
+        "curves": [
+            lines.of_norm(f"curves-{number}", norm, group)
+            for number, (norm, group) in enumerate(arrange.curves(report), start=1)
+        ],
+        "transfers": _maps("transfer", arrange.between_models(report)),
+        "facts": tables.facts(found),
+        "diversity": tables.diversity(found),
+        "diversity_meanings": words.of_diversity(name for one in found for name in one.diversity),
+        "chapters": told,
+        "open": sum(len(chapter.sections) for chapter in told) <= FEW,
     }
     return environment.get_template("report.html.j2").render(known) + "\n"
 
 
-def overview(worst: Sequence[Row]) -> Picture:
-    """Clean and worst-case accuracy of each defense."""
-    bars: list[Bar] = []
-    told = []
-    for row in worst:
-        bars.append(_bar(len(bars), f"{row.defense}, clean", row.clean_accuracy, "clean"))
-        label = f"{row.defense}, worst, {row.threat}"
-        bars.append(_bar(len(bars), label, row.robust_accuracy, "worst", row.ci95))
-        told.append(
-            f"{row.defense} {words.under(row.threat)}: clean {words.percent(row.clean_accuracy)}, "
-            f"worst {words.percent(row.robust_accuracy)}"
-        )
-    text = "; ".join(told) + "."
-    return Picture("overview", "Clean and worst-case accuracy of each defense", text, tuple(bars))
+def chapters(report: Report) -> list[Chapter]:
+    """One for each defense, in the order of the summary."""
+    return [
+        _chapter(report, name, f"defense-{number}")
+        for number, name in enumerate(arrange.defenses(report), start=1)
+    ]
 
 
-def sections(rows: Sequence[Row]) -> list[Section]:
-    """One section for each defense and threat."""
-    pairs = dict.fromkeys((row.defense, row.threat) for row in rows)
+def _chapter(report: Report, name: str, anchor: str) -> Chapter:
+    found = next((one for one in report.defenses if one.defense == name), None)
+    return Chapter(
+        id=anchor,
+        name=name,
+        findings=found,
+        worst=tuple(row for row in report.worst if row.defense == name),
+        checks=arrange.checks(found.checks) if found else [],
+        sections=_sections(report, name, anchor),
+        beside=tables.beside(arrange.beside(report, name)),
+        transfers=_maps(f"{anchor}-members", arrange.between_members(report, name)),
+        examples=[one for one in report.examples if one.defense == name],
+        ledger=tables.ledger(found.claims if found else ()),
+    )
+
+
+def _sections(report: Report, name: str, anchor: str) -> list[Section]:
+    own = [row for row in report.rows if row.defense == name]
     found = []
-    for number, (defense, threat) in enumerate(pairs):
-        own = tuple(row for row in rows if (row.defense, row.threat) == (defense, threat))
-        found.append(Section(defense, threat, own, _picture(number, defense, threat, own)))
+    for number, threat in enumerate(dict.fromkeys(row.threat for row in own), start=1):
+        rows = tuple(row for row in own if row.threat == threat)
+        picture = bars.of_rows(f"{anchor}-threat-{number}", rows)
+        found.append(Section(name, threat, rows, picture))
     return found
 
 
-def _picture(number: int, defense: str, threat: str, rows: Sequence[Row]) -> Picture:
-    clean = rows[0].clean_accuracy
-    bars = [_bar(0, "clean", clean, "clean")]
-    for place, row in enumerate(rows, start=1):
-        kind = "worst" if row.attack == WORST else "attack"
-        bars.append(_bar(place, words.name(row), row.robust_accuracy, kind, row.ci95))
-    told = [f"clean {words.percent(clean)}"]
-    told += [
-        f"{words.name(row)} {words.percent(row.robust_accuracy)} ({words.between(row)})"
-        for row in rows
+def _maps(name: str, transfers: Sequence[Transfer]) -> list[Map]:
+    return [
+        maps.of_transfer(f"{name}-{number}", one) for number, one in enumerate(transfers, start=1)
     ]
-    title = f"Accuracy of {defense} {words.under(threat)}, with 95 % intervals"
-    return Picture(f"section-{number}", title, "; ".join(told) + ".", tuple(bars))
 
 
-def _bar(
-    place: int, label: str, share: float, kind: str, ci95: tuple[float, float] | None = None
-) -> Bar:
-    short = label if len(label) <= _LETTERS else label[: _LETTERS - 1] + "…"
-    lo, hi = (None, None) if ci95 is None else (_place(ci95[0]), _place(ci95[1]))
-    length = round(_place(share) - _LEFT, 1)
-    return Bar(short, words.percent(share), kind, _TEXT + _STEP * place, length, lo, hi)
-
-
-def _place(share: float) -> float:
-    """A share in [0, 1] as a place on the axis."""
-    return round(_LEFT + share * (WIDTH - _LEFT - _RIGHT), 1)
+def _joined(text: str) -> str:
+    """Numbers with their signs and units, which a narrow column must not tear apart."""
+    for sign in (" %", " – ", "< ", " to ", " + ", " of "):
+        text = text.replace(sign, sign.replace(" ", "\N{NO-BREAK SPACE}"))
+    return text

@@ -2,72 +2,145 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
-from phalanx.evaluation.rows import Row
-from phalanx.report import words
+from phalanx.report import arrange, lines, tables, words
+from phalanx.report.figures import one_line
+from phalanx.report.tables import Table
 
 if TYPE_CHECKING:
     from phalanx.report.model import Report
 
-_HEAD = ("Defense", "View", "Attack", "Threat", "Clean", "Robust", "95 %", "N", "Passes", "Verdict")
-_CONDITIONAL = "Of clean-correct"
-_RIGHT = {"Clean", "Robust", _CONDITIONAL, "95 %", "N", "Passes"}
-_PLACE = _HEAD.index("95 %")
-"""Where the column `_CONDITIONAL` is inserted."""
+_MEANT = re.compile(
+    r"[\\`*|~$]|<(?=[A-Za-z/!?])|](?=[(\[:])|(?<!\w)_|_(?!\w)|&(?=#?\w+;)|^[#>+-](?=\s)"
+)
+"""What Markdown would read as more than text."""
 
 
 def render(report: Report) -> str:
-    """Worst cases, all rows, what could not be run, environment."""
-    verdicts = dict.fromkeys(row.verdict for row in report.rows)
-    parts = ["# Robustness report", words.COMPARE]
-    parts += [words.VERDICTS[verdict] for verdict in verdicts if verdict in words.VERDICTS]
-    parts += ["## Worst case", table(report.worst)]
-    parts += ["## Every attack through every view", table(report.rows, conditional=True)]
-    parts += words.explained(report.rows)
-    notes = [f"- {note}" for note in report.notes]
-    notes += [f"- {row.defense}, {words.name(row)}: {row.note}" for row in report.rows if row.note]
-    if notes:
-        parts += ["## Notes", "\n".join(_one_line(note) for note in notes)]
-    if report.failed:
-        lines = [
-            f"- {one.defense}, {one.view} · {one.attack} ({one.threat}): {one.reason}"
-            for one in report.failed
-        ]
-        parts += ["## Could not be run", "\n".join(_one_line(line) for line in lines)]
-    facts = [f"- {key}: {value}" for key, value in report.environment.items() if value is not None]
-    parts += ["## Environment", "\n".join(facts)]
+    """Summary, what is compared, each defense, all rows, what could not be run, environment."""
+    found = arrange.found(report)
+    parts = ["# Robustness report", words.COMPARE, words.ORDER]
+    parts += words.meanings(report.rows, [one.masking for one in found])
+    parts += ["## Worst case", table(tables.summary(report))]
+    told = [f"{one.defense}: {one.sentence}" for one in found if one.sentence]
+    parts += [listed(told)] if told else []
+    for title, blocks in (
+        ("Defenses against each other", _comparisons(report)),
+        ("Security curves", _curves(report)),
+        ("The paper's protocol beside the worst case", _beside(report)),
+        ("Transfer", _transfers(report)),
+        ("Size and cost", _facts(report)),
+        ("Diversity of members", _diversity(report)),
+        ("Checks", _checks(report)),
+        ("Every attack through every view", _rows(report)),
+        ("What papers claim, and what was reproduced", _ledger(report)),
+        ("Notes", _notes(report)),
+        ("Could not be run", _failed(report)),
+    ):
+        shown = list(blocks)
+        parts += [f"## {title}", *shown] if shown else []
+    facts = (f"{key}: {value}" for key, value in report.environment.items() if value is not None)
+    parts += ["## Environment", listed(facts)]
     return "\n\n".join(parts) + "\n"
 
 
-def table(rows: Iterable[Row], *, conditional: bool = False) -> str:
-    """Rows as a Markdown table; `conditional` adds the accuracy among clean-correct images."""
-    head, lines = list(_HEAD), [(row, _cells(row)) for row in rows]
-    if conditional:
-        head.insert(_PLACE, _CONDITIONAL)
-        for row, cells in lines:
-            cells.insert(_PLACE, words.of_clean_correct(row))
-    rule = ["---:" if name in _RIGHT else "---" for name in head]
-    whole = [head, rule, *(cells for _, cells in lines)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in whole)
+def escaped(text: str) -> str:
+    """Text on one line that Markdown shows as it is; underscores within words are left alone."""
+    return _MEANT.sub(r"\\\g<0>", one_line(text))
 
 
-def _cells(row: Row) -> list[str]:
-    cells = [
-        row.defense,
-        row.view,
-        row.attack,
-        row.threat,
-        words.percent(row.clean_accuracy),
-        words.percent(row.robust_accuracy),
-        words.between(row),
-        str(row.n),
-        f"{words.count(row.forwards)} + {words.count(row.backwards)}",
-        row.verdict,
-    ]
-    return [cell.replace("|", "\\|") for cell in cells]
+def table(shown: Table) -> str:
+    """A table with its rule; numbers stand to the right."""
+    head = [escaped(column.name) for column in shown.columns]
+    rule = ["---:" if column.kind == "number" else "---" for column in shown.columns]
+    lines = ([escaped(cell) for cell in line] for line in shown.lines)
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def listed(lines: Iterable[str]) -> str:
+    """A list with a line for each."""
+    return "\n".join(f"- {escaped(line)}" for line in lines)
+
+
+def _comparisons(report: Report) -> Iterator[str]:
+    if report.comparisons:
+        yield words.PAIRED
+        yield table(tables.comparisons(report))
+
+
+def _curves(report: Report) -> Iterator[str]:
+    if report.curves:
+        yield words.CURVES
+    for norm, group in arrange.curves(report):
+        yield escaped(f"Radius in {norm}:")
+        yield table(tables.curves(norm, lines.labels(group), group))
+
+
+def _beside(report: Report) -> Iterator[str]:
+    for name in arrange.defenses(report):
+        if pairs := arrange.beside(report, name):
+            yield f"### {escaped(name)}"
+            yield words.BESIDE
+            yield table(tables.beside(pairs))
+
+
+def _transfers(report: Report) -> Iterator[str]:
+    if report.transfers:
+        yield words.TRANSFERS
+    for one in report.transfers:
+        yield escaped(f"{words.of_transfer(one)}:")
+        yield table(tables.transfer(one))
+
+
+def _facts(report: Report) -> Iterator[str]:
+    shown = tables.facts(arrange.found(report))
+    if shown.lines:
+        yield table(shown)
+        yield words.FACTS
+
+
+def _diversity(report: Report) -> Iterator[str]:
+    found = arrange.found(report)
+    shown = tables.diversity(found)
+    if shown.lines:
+        yield table(shown)
+    if told := words.of_diversity(name for one in found for name in one.diversity):
+        yield listed(told)
+
+
+def _checks(report: Report) -> Iterator[str]:
+    for one in arrange.found(report):
+        if one.checks:
+            yield f"### {escaped(one.defense)}: {words.tally(one.checks)}"
+            yield table(tables.checks(one))
+
+
+def _rows(report: Report) -> Iterator[str]:
+    yield table(tables.rows(arrange.rows(report)))
+    yield from words.explained(report.rows)
+
+
+def _ledger(report: Report) -> Iterator[str]:
+    for one in arrange.found(report):
+        if one.claims:
+            yield f"### {escaped(one.defense)}"
+            yield words.LEDGER
+            yield table(tables.ledger(one.claims))
+
+
+def _notes(report: Report) -> Iterator[str]:
+    of_rows = [f"{row.defense}, {words.name(row)}: {row.note}" for row in report.rows if row.note]
+    notes = [*report.notes, *of_rows]
+    if notes:
+        yield listed(notes)
+
+
+def _failed(report: Report) -> Iterator[str]:
+    if report.failed:
+        yield listed(
+            f"{one.defense}, {one.view} · {one.attack} ({one.threat}): {one.reason}"
+            for one in report.failed
+        )

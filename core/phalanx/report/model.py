@@ -18,8 +18,8 @@ from phalanx.evaluation.findings import (
     Example,
     Transfer,
 )
-from phalanx.evaluation.rows import WORST, Failure, Row
-from phalanx.report import markdown
+from phalanx.evaluation.rows import Failure, Row
+from phalanx.report import arrange, latex, markdown, sheet
 from phalanx.training.files import write_atomically
 
 _PARTS: dict[str, type[Any]] = {
@@ -31,6 +31,7 @@ _PARTS: dict[str, type[Any]] = {
 }
 """Key of the JSON -> what its list holds; a key stands there only where it is not empty."""
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
+LATEX, CSV = "report.tex", "report.csv"
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ class Report:
 
     @property
     def worst(self) -> tuple[Row, ...]:
-        """The rows to compare defenses by."""
-        return tuple(row for row in self.rows if row.attack == WORST)
+        """The rows to compare defenses by; a paper's own protocol is no part of them."""
+        return tuple(row for row in self.rows if arrange.is_worst(row))
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON data; optional keys stand there only where they are set."""
@@ -136,6 +137,14 @@ class Report:
         """The report as Markdown tables."""
         return markdown.render(self)
 
+    def to_latex(self) -> str:
+        """The worst rows and all rows as LaTeX tables; they need booktabs and longtable."""
+        return latex.render(self)
+
+    def to_csv(self) -> str:
+        """All rows under one header, accuracies as shares."""
+        return sheet.render(self.rows)
+
     def to_html(self) -> str:
         """The report as one page that needs no network and no script."""
         from phalanx.report.html import render
@@ -143,14 +152,21 @@ class Report:
         return render(self)
 
     def save(self, folder: Path | str) -> Path:
-        """Write ``report.json``, ``report.md`` and ``report.html``, each whole or not at all.
+        """Write ``report.json``, ``.md``, ``.tex``, ``.csv``, ``.html``, each whole or not at all.
+
+        All are made before the first is written, so that a fault in one leaves the old ones.
 
         Returns:
             The page's path.
         """
         folder = Path(folder)
-        text = json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n"
-        write_atomically(folder / JSON, text.encode())
-        write_atomically(folder / MARKDOWN, self.to_markdown().encode())
-        write_atomically(folder / HTML, self.to_html().encode())
+        texts = {
+            JSON: json.dumps(self.to_json(), indent=2, ensure_ascii=False) + "\n",
+            MARKDOWN: self.to_markdown(),
+            LATEX: self.to_latex(),
+            CSV: self.to_csv(),
+            HTML: self.to_html(),
+        }
+        for name, text in texts.items():
+            write_atomically(folder / name, text.encode())
         return folder / HTML

@@ -57,6 +57,25 @@ def locked(folder: Path) -> Iterator[None]:
                 one.rmdir()
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from what `path` stands for inside; the file is removed afterwards.
+
+    Raises:
+        OutputError: at once, if another process has it.
+        StorageError: if the file cannot be made.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = _take(path, wait=0.0)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()
+        os.close(handle)
+
+
 def _make(folder: Path) -> list[Path]:
     """Make the folder and those above it; the ones that were not there, the innermost first."""
     made = []
@@ -68,12 +87,12 @@ def _make(folder: Path) -> list[Path]:
     return made
 
 
-def _take(path: Path) -> int:
+def _take(path: Path, *, wait: float = _SECONDS) -> int:
     """The locked file's handle."""
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            _lock(handle, path)
+            _lock(handle, path, wait)
             if _is_still(handle, path):
                 with suppress(OSError):  # a full disk: the number is for messages only
                     os.ftruncate(handle, 0)
@@ -85,10 +104,10 @@ def _take(path: Path) -> int:
         os.close(handle)  # its owner removed it between our opening and our locking it
 
 
-def _lock(handle: int, path: Path) -> None:
+def _lock(handle: int, path: Path, wait: float) -> None:
     if fcntl is None:
         return
-    late = time.monotonic() + _SECONDS
+    late = time.monotonic() + wait
     while True:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

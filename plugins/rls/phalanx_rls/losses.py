@@ -1,8 +1,7 @@
-"""The mathematics of group optimisation and of the agreement between sampled models.
+"""The mathematics of group optimisation.
 
 Lee, Lee, Kim, Ro, "Robust Ensemble Model Training via Random Layer Sampling Against Adversarial
-Attack", arXiv 2005.10757: eqs. (6) to (8), and the interrater agreement of its Table 5 (Kuncheva
-and Whitaker, "Measures of diversity in classifier ensembles", Machine Learning 51, 2003).
+Attack", arXiv 2005.10757: eqs. (6) to (8). The interrater agreement of its Table 5 is the core's.
 
 Symbols: K sampled models, B images, C classes; f_k(x) is a model's probability, F(x) their mean.
 
@@ -70,31 +69,6 @@ def group_nll(scores: Sequence[Tensor], labels: Tensor) -> Tensor:
 def individual_cross_entropy(scores: Sequence[Tensor], labels: Tensor) -> Tensor:
     """Mean over k of the cross-entropy of f_k; arguments and result as in `group_nll`."""
     return torch.stack([F.cross_entropy(z, labels) for z in scores]).mean()
-
-
-def interrater_agreement(correct: Tensor) -> Tensor:
-    """κ of a set of classifiers: 1 if all are right on the same images, 0 as if independent.
-
-    ``κ = 1 − (1/L) Σ_i l_i (L − l_i) / (N (L − 1) p (1 − p))``, where l_i of L classifiers are
-    right on image i of N and p is their mean accuracy. It is Fleiss' κ of the right-or-wrong
-    table. The lower, the more diverse.
-
-    Args:
-        correct: whether classifier j is right on image i, ``(L, N)``.
-
-    Returns:
-        A scalar, at most 1; NaN where all are right, or wrong, everywhere.
-
-    Raises:
-        ValueError: for fewer than two classifiers.
-    """
-    L, N = correct.shape
-    if L < 2:
-        raise ValueError(f"agreement is between two classifiers or more, found {L}")
-    right = correct.double()
-    l = right.sum(0)  # noqa: E741  # the paper's symbol
-    p = right.mean()
-    return 1.0 - (l * (L - l)).sum() / L / (N * (L - 1) * p * (1.0 - p))
 
 
 def _squares(f: Tensor, labels: Tensor) -> Tensor:

@@ -192,7 +192,7 @@ def sampled_bits(
         seed: of the draw.
 
     Returns:
-        Booleans ``(L, N)``, for `phalanx_rls.losses.interrater_agreement`.
+        Booleans ``(L, N)``, for `phalanx.api.interrater_agreement`.
     """
     chosen = model.choose(samples, generator(seed, "agreement"))
     return torch.stack([model.sampled(choice)(x).argmax(1) == y for choice in chosen])

@@ -1,0 +1,145 @@
+"""From a protocol to what is done to one model: entries that fit it, and what plugins add."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from phalanx import randomness
+from phalanx.attack import answering
+from phalanx.errors import ConfigError, UnknownComponentError
+from phalanx.evaluation.cell import device_of
+from phalanx.evaluation.facts import is_base
+from phalanx.evaluation.protocol import Extra, Protocol, load_protocol, resolve_attack
+from phalanx.evaluation.subjects import Also, Plan, Subject
+from phalanx.registry import Registry
+from phalanx.runfile import protocol_files
+from phalanx.specs import Threat
+
+PAPER, ADAPTIVE = "paper", "adaptive"
+"""Whose an attack is: of the paper's own protocol, of the plugin's adaptive attacks."""
+
+
+def plan_of(
+    subject: Subject,
+    protocol: Protocol,
+    *,
+    threat: Threat | None,
+    registry: Registry,
+    shape: Sequence[int],
+    views: tuple[str, ...] = (),
+    limit: int | None = None,
+) -> Plan:
+    """How a protocol attacks a model.
+
+    Args:
+        subject: the model.
+        protocol: loaded at this threat.
+        threat: of entries that name none.
+        registry: where attacks are looked up; its plugins are asked for adaptive attacks.
+        shape: of an image, ``(C, H, W)``.
+        views: attack these alone; () is all.
+        limit: first N images; absent: the protocol's.
+    """
+    also: list[Also] = []
+    notes: list[str] = []
+
+    def add(entries: Iterable[Extra], whose: str | None, source: str) -> None:
+        for entry in entries:
+            if entry.only is not None and not _fits(entry.only, subject, shape):
+                continue
+            try:
+                use = resolve_attack(entry.attack, threat=threat, registry=registry, source=source)
+            except UnknownComponentError as error:
+                notes.append(f"{protocol.name} goes without one of its attacks: {error}")
+                continue
+            chosen = [name for name in entry.views if not views or name in views]
+            if entry.views and not chosen:
+                continue
+            also.append(Also(use, tuple(chosen), whose))
+
+    add(protocol.also, None, f"protocol {protocol.name!r}")
+    if protocol.plugins and subject.component:
+        add(_adaptive(subject, threat, registry), ADAPTIVE, "adaptive attacks")
+        paper = paper_protocol(subject.component, threat=threat, registry=registry)
+        if paper is not None:
+            own = [Also(use, (), PAPER) for use in paper.attacks]
+            also += [one for one in own if _takes(one, threat)]
+            add(paper.also, PAPER, f"protocol {paper.name!r}")
+    return Plan(
+        attacks=protocol.attacks,
+        views=views,
+        limit=limit or protocol.limit,
+        protocol=protocol.name,
+        also=tuple(also),
+        checks=protocol.checks,
+        notes=tuple(notes),
+    )
+
+
+def surrogate_plan(plan: Plan) -> Plan:
+    """How examples are made on a surrogate: by the plan's attacks that follow gradients."""
+    white = tuple(use for use in plan.attacks if is_base(use))
+    return Plan(white or plan.attacks[:1], ("deployed",), plan.limit, plan.protocol)
+
+
+def paper_protocol(component: str, *, threat: Threat | None, registry: Registry) -> Protocol | None:
+    """The protocol of a defense's paper at a threat, if its plugin has one."""
+    from phalanx.specs import Kind
+
+    try:
+        plugin = registry.find(Kind.DEFENSE, component).plugin
+    except UnknownComponentError:
+        return None
+    name = f"{plugin}/{PAPER}"
+    own = f"{plugin}/{component}-{PAPER}"
+    known = protocol_files(registry)
+    name = own if own in known else name
+    return load_protocol(name, threat=threat, registry=registry) if name in known else None
+
+
+def _adaptive(subject: Subject, threat: Threat | None, registry: Registry) -> list[Extra]:
+    """What plugins say must break their own defense."""
+    answers = registry.ask(
+        "phalanx_adaptive_attacks", defense=subject.component, threat=str(threat)
+    )
+    found: list[Extra] = []
+    for plugin, tables in answers:
+        try:
+            found += [Extra.model_validate(table) for table in tables or ()]
+        except (ValueError, TypeError) as error:
+            raise ConfigError(
+                [f"its adaptive attacks for {subject.component} are none: {error}"],
+                source=f"plugin {plugin!r}",
+            ) from error
+    return found
+
+
+def _takes(one: Also, threat: Threat | None) -> bool:
+    """Whether an attack of the paper's is at the threat that is evaluated."""
+    own = getattr(one.use.params, "threat", None)
+    return threat is None or own is None or str(own) == str(threat)
+
+
+def _fits(only: str, subject: Subject, shape: Sequence[int]) -> bool:
+    """Whether an entry is for this model."""
+    model = subject.model
+    if only == "stochastic":
+        return model.stochastic
+    if only == "deterministic":
+        return not model.stochastic
+    if only == "ensembles":
+        return len(model.members) > 1
+    return averages(subject, shape)
+
+
+def averages(subject: Subject, shape: Sequence[int]) -> bool:
+    """Whether what the model serves, or what is expected of it, is an average of members."""
+    model = subject.model
+    try:
+        with randomness.seeded("averages"), answering(model), torch.no_grad():
+            found = model.combined(torch.zeros(1, *shape, device=device_of(model)))
+    except Exception:  # somebody's network raises anything; its cells will say what
+        return False
+    return found is not None and len(found.logits) > 1

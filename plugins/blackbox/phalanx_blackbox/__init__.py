@@ -1,0 +1,1 @@
+"""RayS and SignHunter as a Phalanx plugin."""

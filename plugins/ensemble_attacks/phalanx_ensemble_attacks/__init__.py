@@ -1,0 +1,1 @@
+"""Attacks on ensembles as a Phalanx plugin."""
