@@ -16,8 +16,8 @@ PerturbationType Perturbing PhalanxError PhalanxWarning Phase PhaseContext Popul
 PrunerConfig Regularizer RoundPhase ScheduleConfig Scores Spec Targeted Task Threat
 ThreatModelError Traits Union UseAttack UseDefense UsePerturbation UsePruner View ascend attacking
 build_member capture convolutions craft expectation filter_parameters generator goal_of hookimpl
-input_gradient log_max log_mean margin may_drop_rows norm per_row project random_start steepest
-unit_leaders with_retraining
+input_gradient interrater_agreement log_max log_mean margin may_drop_rows norm per_row project
+random_start steepest unit_leaders with_retraining
 """
 
 HOME = """

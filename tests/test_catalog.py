@@ -15,7 +15,7 @@ from phalanx.runfile import problems_of
 
 ROOT = Path(__file__).parents[1]
 PROJECTS = sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))
-IDS = [path.name for path in PROJECTS]
+IDS = [path.name.replace("_", "-") for path in PROJECTS]
 
 MINIMAL = """
 schema = 1
@@ -36,13 +36,13 @@ def project(folder):
 def test_every_plugin_stands_in_it_once():
     known = catalog.load()
     assert [plugin.id for plugin in known.plugins] == IDS
-    assert {plugin.path for plugin in known.plugins} == {f"plugins/{name}" for name in IDS}
+    assert {plugin.path for plugin in known.plugins} == {f"plugins/{one.name}" for one in PROJECTS}
 
 
 @pytest.mark.parametrize("folder", PROJECTS, ids=IDS)
 def test_agrees_with_pyproject(folder):
     metadata = project(folder)
-    [known] = [plugin for plugin in catalog.load().plugins if plugin.id == folder.name]
+    [known] = [plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"]
     assert metadata["name"] == known.package
     assert metadata["entry-points"]["phalanx.plugins"] == {known.id: known.entry_point}
     assert metadata["license"] == "MIT"
@@ -59,14 +59,14 @@ def test_no_plugin_requires_another(folder):
 
 @pytest.mark.parametrize("folder", PROJECTS, ids=IDS)
 def test_agrees_with_the_running_core(folder):
-    [known] = [plugin for plugin in catalog.load().plugins if plugin.id == folder.name]
+    [known] = [plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"]
     assert phalanx.__version__ in SpecifierSet(known.core)
     assert ".".join(map(str, api.API_VERSION)) in SpecifierSet(known.api)
 
 
 @pytest.mark.parametrize("folder", PROJECTS, ids=IDS)
 def test_agrees_with_declared_components(folder):
-    [known] = [plugin for plugin in catalog.load().plugins if plugin.id == folder.name]
+    [known] = [plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"]
     declared = importlib.import_module(known.entry_point).phalanx_components()
     assert [
         (one.kind, one.name, one.summary, one.paper, one.traits) for one in known.components
@@ -75,7 +75,7 @@ def test_agrees_with_declared_components(folder):
 
 def test_requirements_dev_installs_every_plugin():
     lines = (ROOT / "requirements-dev.txt").read_text().split("\n")
-    assert {f"-e ./plugins/{name}" for name in IDS} <= set(lines)
+    assert {f"-e ./plugins/{one.name}" for one in PROJECTS} <= set(lines)
 
 
 def test_claims_of_our_own_have_evidence():

@@ -237,3 +237,12 @@ def test_damaged_examples_are_made_again(tmp_path: Path) -> None:
         report, log = models(a, b, out=tmp_path)
     assert log.calls == 2
     assert report.rows == models(a, b)[0].rows
+
+
+def test_examples_that_are_asked_for_later_are_made_again(tmp_path: Path) -> None:
+    a = Subject("a", Plain(0.5), "a")
+    first, _ = models(a, out=tmp_path)
+    second, log = models(a, out=tmp_path, keep_examples=True)
+    assert log.calls == 1
+    assert second.rows == first.rows
+    assert len(list((tmp_path / "examples").iterdir())) == 1

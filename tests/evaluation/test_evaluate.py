@@ -209,9 +209,12 @@ def test_a_repeated_call_computes_nothing(tmp_path: Path) -> None:
     assert second.rows == first.rows
     assert {path.name for path in tmp_path.iterdir()} == {
         "cells",
+        "checks",
+        "report.csv",
         "report.html",
         "report.json",
         "report.md",
+        "report.tex",
     }
     names = [path.name for path in (tmp_path / "cells").iterdir()]
     assert len(names) == 4

@@ -5,11 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
+from phalanx import cli
 from phalanx.cli.report import print_report
 from phalanx.evaluation.rows import Row
 from phalanx.report import latex, markdown, sheet, tables
@@ -203,3 +205,12 @@ def test_without_a_sentence_the_terminal_gives_the_verdicts(
     print_report(Report(full.rows, defenses=(found,)))
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.endswith("masking unknown: screened (linf:8/255), caution (l2:0.5)")
+
+
+@pytest.mark.parametrize("form", ["md", "tex", "csv"])
+def test_each_form_is_printed_as_it_is_written(
+    full: Report, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full.save(tmp_path)
+    assert cli.main(["report", str(tmp_path), "--format", form]) == 0
+    assert capsys.readouterr().out == (tmp_path / f"report.{form}").read_text()

@@ -161,8 +161,10 @@ def test_a_picture_that_is_no_base64_stays_within_its_attribute(full: Report, re
 
 def test_a_small_report_shows_no_empty_sections(report: Report, read: Any) -> None:
     page = read(report.to_html())
-    absent = ("Security curves", "Transfer", "Size and cost", "Diversity", "Checks", "Claims",
-              "Defenses against each other", "paper's protocol", "Adversarial examples")  # fmt: skip
+    absent = (
+        *("Security curves", "Transfer", "Size and cost", "Diversity", "Checks", "Claims"),
+        *("Defenses against each other", "paper's protocol", "Adversarial examples"),
+    )
     assert not [one for one in absent if one in page.text]
     assert "Compare defenses by their “worst” rows" in page.text
 

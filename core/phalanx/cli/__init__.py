@@ -24,6 +24,8 @@ COMMANDS = {
     "show": ("phalanx.cli.show:command", "Show a component: keys, paper, claims; or a run's size."),
     "train": ("phalanx.cli.train:command", "Train a defense by name or from a run file."),
     "evaluate": ("phalanx.cli.evaluate:command", "Attack runs, or any model, and write a report."),
+    "compare": ("phalanx.cli.compare:command", "Runs against each other, image by image."),
+    "verify": ("phalanx.cli.verify:command", "Check kept adversarial examples again."),
     "reproduce": ("phalanx.cli.reproduce:command", "Train a paper's table again; claims, deltas."),
     "report": ("phalanx.cli.report:command", "Write a report again from stored results."),
     "convert": ("phalanx.cli.convert:command", "Turn a checkpoint over into safetensors."),

@@ -77,7 +77,8 @@ def command(
     std: Annotated[str | None, typer.Option(help="Likewise; absent: the data set's.")] = None,
     data: Annotated[str | None, typer.Option(help="Data set, for --model.")] = None,
     protocol: Annotated[
-        str | None, typer.Option(help="quick or standard; else as the run file says, else quick.")
+        str | None,
+        typer.Option(help="quick, standard, adaptive, union, clm/paper …; absent: the run file's."),
     ] = None,
     attack: Annotated[
         list[str] | None,
@@ -118,7 +119,7 @@ def command(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Attack trained runs, or somebody's classifier, and write DIR/report.html, .json and .md.
+    """Attack trained runs, or somebody's classifier, and write DIR/report.html and its other forms.
 
     Each finished cell is kept in DIR: the same command again reads it and computes the rest.
     """
@@ -211,6 +212,22 @@ def subjects_of(runs: Sequence[Run]) -> list[Subject]:
         used = run.config.defense.use
         found.append(Subject(name, run.model, run.sha256, config_hash(run.config), component=used))
     return found
+
+
+def _passes(folder: Path) -> tuple[float, float] | None:
+    """Passes per training image of all epochs that a run's log has; None without a log."""
+    import json
+
+    try:
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        logged = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return None
+    forwards, backwards = (
+        sum(float(one.get(f"{way}_per_example", 0.0)) for one in logged)
+        for way in ("forwards", "backwards")
+    )
+    return forwards, backwards
 
 
 def surrogates_of(paths: Sequence[Path], taken: Sequence[str]) -> list[Subject]:

@@ -60,6 +60,7 @@ class Job:
         run: makes what computes it.
         needs: a job without which this one is not worth doing: its subject's clean cell.
         targets: models that are judged on its examples too.
+        attacks: whether it makes adversarial examples.
         outcomes: of its finished blocks, by first row.
         received: of its targets' blocks likewise, by cell.
         spoilt: the targets that failed on its examples.
@@ -75,6 +76,7 @@ class Job:
     run: Callable[[], CellRun]
     needs: Job | None = None
     targets: tuple[Target, ...] = ()
+    attacks: bool = False
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     received: dict[Cell, dict[int, Outcome]] = field(default_factory=dict)
     spoilt: set[Cell] = field(default_factory=set)
@@ -244,7 +246,7 @@ class Engine:
         if block.first in job.outcomes:
             return True
         own = self.store.get(block)
-        if own is None:
+        if own is None or (job.attacks and self.store.lacks_examples(block)):
             return False
         received = {}
         for target in job.willing:
@@ -287,6 +289,7 @@ class Engine:
             examples, own = run.made(batch, block.first)
             if run.attack is not None:
                 self.store.keep(block, examples)
+                self.store.sample(block, examples)
         received = {}
         for target in job.willing:
             other = _of(target.cell, block)

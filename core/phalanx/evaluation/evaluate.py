@@ -19,15 +19,14 @@ from torch import nn
 
 from phalanx.config import UseAttack
 from phalanx.errors import EvaluationError, InputError, PhalanxError
+from phalanx.evaluation import contents
 from phalanx.evaluation.engine import Engine
-from phalanx.evaluation.findings import DefenseFindings
 from phalanx.evaluation.labels import parse_attack
 from phalanx.evaluation.loop import Loop
 from phalanx.evaluation.planning import plan_of, surrogate_plan
 from phalanx.evaluation.preflight import preflight
 from phalanx.evaluation.progress import Progress, Silence
 from phalanx.evaluation.protocol import load_protocol, resolve_attack
-from phalanx.evaluation.rows import Row
 from phalanx.evaluation.store import BlockStore
 from phalanx.evaluation.subjects import (
     AnyData,
@@ -90,7 +89,8 @@ def evaluate(
         seed: of every draw; equal seeds give equal reports.
         attacks: instead of the protocol's: ``"pgd:steps=100,step=0.01"``, tables or `UseAttack`.
         views: names of the views to attack; absent: all.
-        out: folder for finished cells and ``report.{html,json,md}``; absent: nothing is written.
+        out: folder for finished cells and ``report.html``, ``.json``, ``.md``, ``.tex`` and
+            ``.csv``; absent: nothing is written.
             The code of a foreign module does not enter the key of a cell: after a change of its
             `forward` name another folder.
         name: of the defense in the report; absent: the model's class, or a foreign module's.
@@ -200,25 +200,34 @@ def evaluate_models(
     rows = loop.rows(subjects, measurements)
     if not rows:
         raise _nothing_ran(loop)
-    judged: list[Row] = []
-    found: list[DefenseFindings] = []
-    for subject, own in zip(subjects, plans, strict=True):
-        of_subject = [row for row in rows if row.defense == subject.name]
-        if of_subject and not subject.surrogate:
-            more, findings = examine(
-                subject, own, of_subject, loop=loop, measured=measurements, folder=out
-            )
-            judged += more
-            found.append(findings)
+    judged = [
+        examine(
+            subject,
+            own,
+            [row for row in rows if row.defense == subject.name],
+            loop=loop,
+            measured=measurements,
+            folder=out,
+        )
+        for subject, own in zip(subjects, plans, strict=True)
+        if any(row.defense == subject.name for row in rows)
+    ]
     failed = tuple(failure for failure, _ in loop.failed)
     told = (*images.notes, *dict.fromkeys(note for plan in plans for note in plan.notes))
     environment = _environment(images, plans, seed=seed)
     return Report(
-        rows=tuple(judged),
+        rows=tuple(row for one in judged for row in one.rows),
         environment=environment,
         failed=failed,
         notes=(*told, *loop.notes),
-        defenses=tuple(found),
+        defenses=tuple(one.findings for one in judged),
+        transfers=(
+            *contents.transfers(subjects, measurements),
+            *(transfer for one in judged for transfer in one.transfers),
+        ),
+        curves=tuple(curve for one in judged for curve in one.curves),
+        comparisons=tuple(contents.comparisons(subjects, measurements, seed)),
+        examples=tuple(example for one in judged for example in one.examples),
     )
 
 

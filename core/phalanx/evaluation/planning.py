@@ -57,7 +57,9 @@ def plan_of(
             chosen = [name for name in entry.views if not views or name in views]
             if entry.views and not chosen:
                 continue
-            also.append(Also(use, tuple(chosen), whose))
+            one = Also(use, tuple(chosen), whose)
+            if whose != PAPER or _takes(one, threat):
+                also.append(one)
 
     add(protocol.also, None, f"protocol {protocol.name!r}")
     if protocol.plugins and subject.component:

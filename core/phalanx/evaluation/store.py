@@ -13,7 +13,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -28,8 +28,12 @@ from phalanx.training.files import read_tensors, write_tensors
 from phalanx.training.lock import claimed
 
 _BITS = "bits"
+SAMPLE = 16
+"""Examples of a cell's first block that are kept for a report's pictures."""
 EXAMPLES = "examples"
 """Folder of kept examples, beside that of the blocks."""
+SAMPLES = "samples"
+"""Likewise, of the few that a report shows."""
 _ABANDONED = 3600.0
 """Seconds after which an unfinished file is nobody's: several evaluations may share a folder."""
 
@@ -46,6 +50,7 @@ class BlockStore:
         self.folder = folder
         self.keeps_examples = keeps_examples and folder is not None
         self._found: dict[str, Outcome] = {}
+        self._samples: dict[str, Tensor] = {}
         if folder is not None:
             remove_parts(folder, older_than=_ABANDONED)
 
@@ -105,6 +110,28 @@ class BlockStore:
             tensors = {"images": examples.float(), "rows": rows}
             header = {"block": json.dumps(asdict(block), sort_keys=True)}
             write_tensors(path, tensors, {**header, "sha256": _digest(tensors)})
+
+    def lacks_examples(self, block: Block) -> bool:
+        """Whether a block's adversarial images are to be kept and are not there."""
+        path = self._examples(block)
+        return self.keeps_examples and path is not None and not path.exists()
+
+    def sample(self, block: Block, examples: Tensor) -> None:
+        """Keep the first images of a cell's first block, for pictures."""
+        if block.first:
+            return
+        self._samples[block.key] = examples[:SAMPLE].float().clone()
+        if self.folder is not None:
+            path = self.folder.parent / SAMPLES / f"{block.key}.safetensors"
+            write_tensors(path, {"images": self._samples[block.key]})
+
+    def sampled(self, block: Block) -> Tensor | None:
+        """What `sample` was given, ``(n, C, H, W)``; None if nothing, or damaged since."""
+        if block.key not in self._samples and self.folder is not None:
+            path = self.folder.parent / SAMPLES / f"{block.key}.safetensors"
+            with suppress(ArtifactError, KeyError):
+                self._samples[block.key] = read_tensors(path)[0]["images"]
+        return self._samples.get(block.key)
 
     def kept(self, block: Block) -> Tensor | None:
         """A block's adversarial images, if they were kept and are whole."""

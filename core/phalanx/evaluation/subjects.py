@@ -40,6 +40,7 @@ class Subject:
         config_hash: of the run that trained it, or ''.
         surrogate: it is no subject of the report: its examples alone are shown to the others.
         component: the registered name of its defense, or ''.
+        training: forward and backward passes per training image, over all phases; None: unknown.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Subject:
     config_hash: str = ""
     surrogate: bool = False
     component: str = ""
+    training: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

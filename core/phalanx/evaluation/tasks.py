@@ -151,6 +151,7 @@ class JobMaker:
             lambda: self._run(task, cell),
             needs,
             tuple(Target(self.received(cell, one), one.model) for one in targets),
+            attacks=task.use is not None,
         )
 
     def received(self, source: Cell, target: Subject) -> Cell:

@@ -8,15 +8,16 @@ the protocol asks for them. A check that fails to run says so, and the others go
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from phalanx.evaluation import checks
+from phalanx.evaluation import checks, contents
 from phalanx.evaluation.cell import TRANSFER
 from phalanx.evaluation.checks import AttackFacts
 from phalanx.evaluation.core_checks import core, free
 from phalanx.evaluation.examined import Examined
 from phalanx.evaluation.facts import facts_of
-from phalanx.evaluation.findings import Check, DefenseFindings
+from phalanx.evaluation.findings import Check, Curve, DefenseFindings, Example, Transfer
 from phalanx.evaluation.full_checks import full
 from phalanx.evaluation.loop import Loop, Measurements
 from phalanx.evaluation.planning import averages
@@ -28,6 +29,25 @@ CHECKS = "checks"
 """Folder of kept answers within the output folder."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What came of examining a defense.
+
+    Attributes:
+        rows: its rows with their verdicts.
+        findings: checks, masking and what else is said of it.
+        curves: accuracy against radius, one for each ball.
+        transfers: its members' matrices.
+        examples: some adversarial examples as pictures.
+    """
+
+    rows: tuple[Row, ...]
+    findings: DefenseFindings
+    curves: tuple[Curve, ...]
+    transfers: tuple[Transfer, ...]
+    examples: tuple[Example, ...]
+
+
 def examine(
     subject: Subject,
     plan: Plan,
@@ -36,8 +56,8 @@ def examine(
     loop: Loop,
     measured: Measurements,
     folder: Path | None,
-) -> tuple[tuple[Row, ...], DefenseFindings]:
-    """The rows of one defense with their verdicts, and what the checks found.
+) -> Judged:
+    """Check a defense, and judge its rows.
 
     Args:
         subject: the defense.
@@ -47,24 +67,41 @@ def examine(
         measured: what came of the protocol.
         folder: of the evaluation; None keeps nothing.
     """
-    found: list[Check] = []
     kept = None if folder is None else folder / CHECKS
-    threats = _threats(rows)
-    for threat in threats:
-        examined = Examined(subject, plan, loop, measured, threat, kept)
-        if not len(examined.rows):
-            continue
-        mark = f"@{threat}" if len(threats) > 1 else ""
-        made = [*free(examined)] if threat == threats[0] else []
-        if plan.checks != "free":
-            loop.engine.progress.cell_started(f"{subject.name}, checks ({threat})")
+    balls = _balls(rows)
+    at = [
+        Examined(subject, plan, loop, measured, threat, kept) for threat in balls or [Linf(eps=0.0)]
+    ]
+    at = [one for one in at if len(one.rows)]
+    found = [*free(at[0])] if at else []
+    curves: list[Curve] = []
+    transfers: list[Transfer] = []
+    diverse: dict[str, float] = {}
+    if plan.checks != "free" and balls:
+        for examined in at:
+            text = str(examined.threat)
+            loop.engine.progress.cell_started(f"{subject.name}, checks ({text})")
             own = [*core(examined), *(full(examined) if plan.checks == "full" else ())]
-            made += [one.model_copy(update={"id": one.id + mark}) for one in own]
-        found += made
+            mark = f"@{text}" if len(balls) > 1 else ""
+            found += [one.model_copy(update={"id": one.id + mark}) for one in own]
+            found += _of_plugins(examined)
+            curves += [one for one in [contents.curve(examined)] if one is not None]
+            transfers += [one for one in [contents.members_of(examined)] if one is not None]
+        diverse = contents.diversity_of(at[0]) if at else {}
     found.append(_budget(subject, measured))
-    if plan.checks != "free":
-        found += _of_plugins(subject, plan, loop, measured, kept, threats)
-    return _judged(subject, rows, found, measured=measured, loop=loop)
+    judged, findings = _judged(subject, rows, found, measured=measured, loop=loop)
+    more = {
+        "diversity": diverse,
+        "facts": contents.facts(subject, loop.images.split),
+        "claims": contents.ledger(subject),
+    }
+    return Judged(
+        judged,
+        findings.model_copy(update=more),
+        tuple(curves),
+        tuple(transfers),
+        tuple(contents.examples(subject, loop, measured)),
+    )
 
 
 def _judged(
@@ -102,11 +139,11 @@ def required_of(subject: Subject, loop: Loop) -> frozenset[str]:
     return required
 
 
-def _threats(rows: Sequence[Row]) -> list[Threat]:
-    """The balls of the rows, those of unions among them."""
-    texts = dict.fromkeys(part for row in rows for part in row.threat.split(JOIN))
-    found = [parse_threat(text) for text in texts if text != "none"]
-    return [one for one in found if isinstance(one, Linf | L2 | L1)] or [parse_threat("linf:0")]
+def _balls(rows: Sequence[Row]) -> list[Threat]:
+    """The balls at which attacks ran; a union's parts are examined where they were attacked."""
+    texts = dict.fromkeys(row.threat for row in rows if row.attack != WORST)
+    found = [parse_threat(text) for text in texts if text != "none" and JOIN not in text]
+    return [one for one in found if isinstance(one, Linf | L2 | L1)]
 
 
 def _facts(
@@ -133,30 +170,16 @@ def _budget(subject: Subject, measured: Measurements) -> Check:
     return checks.budget(violations, count * len(outcomes))
 
 
-def _of_plugins(
-    subject: Subject,
-    plan: Plan,
-    loop: Loop,
-    measured: Measurements,
-    kept: Path | None,
-    threats: Sequence[Threat],
-) -> list[Check]:
+def _of_plugins(examined: Examined) -> list[Check]:
     """Checks that plugins add; none of them is required."""
     found: list[Check] = []
-    for plugin, given in loop.maker.registry.ask("phalanx_validity_checks"):
+    for plugin, given in examined.loop.maker.registry.ask("phalanx_validity_checks"):
         for check in given or ():
-            for threat in threats:
-                examined = Examined(subject, plan, loop, measured, threat, kept)
-                name = f"{plugin}/{getattr(check, '__name__', 'check')}"
-                try:
-                    made = check(examined)
-                except Exception as error:  # a plugin raises anything
-                    made = Check(
-                        id=name,
-                        status="not-run",
-                        reason=f"It could not run: {error}.",
-                        source=plugin,
-                    )
-                if made is not None:
-                    found.append(made)
+            name = f"{plugin}/{getattr(check, '__name__', 'check')}"
+            try:
+                made: Check | None = check(examined)
+            except Exception as error:  # a plugin raises anything
+                reason = f"It could not run: {type(error).__name__}: {error}."
+                made = Check(id=name, status="not-run", reason=reason, source=plugin)
+            found += [] if made is None else [made]
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from phalanx.api import ComponentSpec, Kind, Paper, Traits, hookimpl
 
 CLM = ComponentSpec(
@@ -24,3 +26,15 @@ CLM = ComponentSpec(
 def phalanx_components() -> tuple[ComponentSpec, ...]:
     """The plugin's one defense."""
     return (CLM,)
+
+
+@hookimpl
+def phalanx_adaptive_attacks(defense: str, threat: str) -> list[dict[str, Any]]:
+    """For a population: gradients of the mean over all sub-models, on CE and on DLR."""
+    if defense != "clm":
+        return []
+    views = ["expected"]
+    return [
+        {"attack": {"use": "apgd-ce", "params": {"steps": 100}}, "views": views},
+        {"attack": {"use": "apgd-dlr", "params": {"steps": 100}}, "views": views},
+    ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from phalanx.api import ComponentSpec, Kind, Paper, Traits, hookimpl
 
 DVERGE = ComponentSpec(
@@ -25,3 +27,11 @@ DVERGE = ComponentSpec(
 def phalanx_components() -> tuple[ComponentSpec, ...]:
     """The plugin's one defense."""
     return (DVERGE,)
+
+
+@hookimpl
+def phalanx_adaptive_attacks(defense: str, threat: str) -> list[dict[str, Any]]:
+    """For an average of members: weights of members chosen anew at each step."""
+    if defense != "dverge":
+        return []
+    return [{"attack": {"use": "mora"}, "views": ["deployed"]}]

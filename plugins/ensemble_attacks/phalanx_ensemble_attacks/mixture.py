@@ -17,6 +17,7 @@ Deviation: j is the best wrong class of the ensemble itself; the code takes it f
 Deviation: the members alone are weighed; the code adds the ensemble to them as one more.
 Deviation: weights are normalised in log space. The code adds 1e-8 to their sum, so that they fade
     where all members are saturated, and has no number for them once q_j underflows.
+Deviation: τ is 0.2 for averaged logits too, where the authors' script sets 0 (equal weights).
 """
 
 from __future__ import annotations

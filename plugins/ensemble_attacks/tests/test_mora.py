@@ -154,7 +154,7 @@ def test_breaks_what_the_average_hides(
 ) -> None:
     model, x, y = planted(margin, rowwise=rowwise)
     assert accuracy(model, x, y) == 1.0
-    config = APGDConfig(threat=threat)
+    config = APGDConfig(threat=threat, steps=50)
     found = APGDCE(config)(model, x, y, generator=generator(1))
     assert accuracy(model, found, y) == 1.0
     own = mora(threat, steps=20, betas=(0.0,))(model, x, y, generator=generator(1))

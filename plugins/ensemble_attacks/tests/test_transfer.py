@@ -30,7 +30,7 @@ def accuracy(model: Any, x: Tensor, y: Tensor) -> float:
 @pytest.mark.parametrize("rowwise", [True, False])
 def test_breaks_what_the_average_hides(planted: Any, rowwise: bool) -> None:
     model, x, y = planted(3.0, rowwise=rowwise)
-    found = APGDCE(APGDConfig(threat=LINF))(model, x, y, generator=generator(1))
+    found = APGDCE(APGDConfig(threat=LINF, steps=50))(model, x, y, generator=generator(1))
     assert accuracy(model, found, y) == 1.0
     nested = {"use": "pgd", "params": {"steps": 20, "loss": "margin"}}
     found = transfer(attack=nested)(model, x, y, generator=generator(1))

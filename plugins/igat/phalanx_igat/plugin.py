@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from phalanx.api import ComponentSpec, Kind, Paper, Traits, hookimpl
 
 PAPER = Paper(
@@ -29,3 +31,14 @@ COMPONENTS = (
 def phalanx_components() -> tuple[ComponentSpec, ...]:
     """The plugin's components."""
     return COMPONENTS
+
+
+@hookimpl
+def phalanx_adaptive_attacks(defense: str, threat: str) -> list[dict[str, Any]]:
+    """For members combined: weights chosen anew for a mean, a margin loss for a maximum."""
+    if defense != "igat":
+        return []
+    return [
+        {"attack": {"use": "mora"}, "views": ["deployed"]},
+        {"attack": {"use": "apgd-dlr", "params": {"steps": 100}}, "views": ["deployed"]},
+    ]

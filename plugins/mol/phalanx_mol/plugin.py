@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from phalanx.api import ComponentSpec, Kind, Paper, Traits, hookimpl
 
 PAPER = Paper(
@@ -30,3 +32,11 @@ COMPONENTS = (
 def phalanx_components() -> tuple[ComponentSpec, ...]:
     """The plugin's components."""
     return COMPONENTS
+
+
+@hookimpl
+def phalanx_adaptive_attacks(defense: str, threat: str) -> list[dict[str, Any]]:
+    """For weighed experts: their weighed logits, weights chosen anew at each step."""
+    if defense != "mol":
+        return []
+    return [{"attack": {"use": "mora"}, "views": ["deployed"]}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from phalanx.api import ComponentSpec, Kind, Paper, Traits, hookimpl
 
 RLS = ComponentSpec(
@@ -24,3 +26,14 @@ RLS = ComponentSpec(
 def phalanx_components() -> tuple[ComponentSpec, ...]:
     """The plugin's one defense."""
     return (RLS,)
+
+
+@hookimpl
+def phalanx_adaptive_attacks(defense: str, threat: str) -> list[dict[str, Any]]:
+    """For random layers: the mean over fresh draws, and gradients averaged over draws."""
+    if defense != "rls":
+        return []
+    return [
+        {"attack": {"use": "apgd-dlr", "params": {"steps": 50}}, "views": ["expected"]},
+        {"attack": {"use": "pgd", "params": {"steps": 50, "eot": 10}}, "views": ["deployed"]},
+    ]

@@ -1,0 +1,185 @@
+"""Kept adversarial examples, looked at again: their budget, and their scores on fresh draws.
+
+Nothing is attacked. Each file of ``DIR/examples`` says which cell and which rows it is of; the
+images are checked against the data by digest, the weights by SHA-256.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from phalanx.errors import ArtifactError, DataError
+from phalanx.evaluation.cell import Block, Cell
+from phalanx.evaluation.checks.rules import excess
+from phalanx.evaluation.judge import Judge
+from phalanx.evaluation.scoring import accuracy
+from phalanx.evaluation.store import EXAMPLES, BlockStore
+from phalanx.evaluation.subjects import Images, Subject, digest_of_batch
+from phalanx.specs import parse_threat
+from phalanx.training.files import read_tensors
+
+TOLERANCE = 1e-6
+"""Pixel units by which rounding may exceed ball or box."""
+
+
+@dataclass(frozen=True)
+class Verified:
+    """One cell's kept examples.
+
+    Attributes:
+        defense: whose they are.
+        view: that was attacked.
+        attack: its identity.
+        threat: as text.
+        images: how many were kept.
+        outside: how many break ball, box or finiteness.
+        excess: the largest such excess, in pixel units.
+        stored: accuracy as the evaluation has it on these images; None where it is gone.
+        again: accuracy on draws that nobody saw; the same for a deterministic model.
+    """
+
+    defense: str
+    view: str
+    attack: str
+    threat: str
+    images: int
+    outside: int
+    excess: float
+    stored: float | None
+    again: float
+
+
+def verify(
+    folder: Path, subjects: Sequence[Subject], images: Images, *, seed: int = 1
+) -> tuple[list[Verified], int]:
+    """Check every kept example of these models.
+
+    Args:
+        folder: of an evaluation with kept examples.
+        subjects: the models, known by the SHA-256 of their weights.
+        images: the data that was evaluated.
+        seed: of the fresh draws; another one than the evaluation's.
+
+    Returns:
+        One entry for each cell, and how many files are of other models.
+
+    Raises:
+        ArtifactError: if there are no kept examples, or a file is damaged.
+        DataError: if the data's images are others than those that were attacked.
+    """
+    files = sorted((folder / EXAMPLES).glob("*.safetensors"))
+    if not files:
+        raise ArtifactError(
+            f"{folder} holds no adversarial examples; evaluate with --keep-examples first"
+        )
+    known = {subject.sha256: subject for subject in subjects}
+    store = BlockStore(folder / "cells")
+    cells: dict[Cell, list[_Part]] = {}
+    others = 0
+    for path in files:
+        block, examples = _read(path)
+        subject = known.get(block.cell.weights)
+        if subject is None:
+            others += 1
+            continue
+        cells.setdefault(block.cell, []).append(
+            _part(path, block, examples, subject=subject, images=images, store=store, seed=seed)
+        )
+    found = [_together(cell, known[cell.weights].name, parts) for cell, parts in cells.items()]
+    return sorted(found, key=lambda one: (one.defense, one.view, one.attack)), others
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One block's examples: how many, how many break the rules and by how much, how many right."""
+
+    images: int
+    outside: int
+    excess: float
+    stored: float | None
+    again: float
+
+
+def _part(
+    path: Path,
+    block: Block,
+    examples: torch.Tensor,
+    *,
+    subject: Subject,
+    images: Images,
+    store: BlockStore,
+    seed: int,
+) -> _Part:
+    batch = images.split.fetch(slice(block.first, block.first + block.rows))
+    if digest_of_batch(batch) != block.digest:
+        raise DataError(
+            f"{path.name} is of rows {block.first} to {block.first + block.rows - 1} of "
+            f"{block.cell.data}, and those of {images.name} here are other images; give the data "
+            "that was evaluated"
+        )
+    over = excess(examples, batch.x, parse_threat(block.cell.threat))
+    judge = Judge(subject.model, ("verify", seed, block.key))
+    bits = judge.bits(examples, batch.y, first_row=block.first)
+    stored = store.get(block)
+    return _Part(
+        images=len(examples),
+        outside=int((over > TOLERANCE).sum()),
+        excess=float(over.max()),
+        stored=None if stored is None else accuracy(stored.bits),
+        again=accuracy(bits),
+    )
+
+
+def _together(cell: Cell, defense: str, parts: Sequence[_Part]) -> Verified:
+    whole = sum(part.images for part in parts)
+    stored = [part.stored for part in parts]
+    known = [one for one in stored if one is not None]
+
+    def mean(values: Sequence[float]) -> float:
+        return sum(v * part.images for v, part in zip(values, parts, strict=True)) / whole
+
+    return Verified(
+        defense=defense,
+        view=cell.view,
+        attack=_label(cell.attack),
+        threat=cell.threat,
+        images=whole,
+        outside=sum(part.outside for part in parts),
+        excess=max(part.excess for part in parts),
+        stored=mean(known) if len(known) == len(parts) else None,
+        again=mean([part.again for part in parts]),
+    )
+
+
+def _label(identity: str) -> str:
+    """The attack's name of its identity."""
+    try:
+        value = json.loads(identity)
+    except ValueError:
+        return identity
+    return str(value[0]) if isinstance(value, list) and value else identity
+
+
+def _read(path: Path) -> tuple[Block, torch.Tensor]:
+    tensors, header = read_tensors(path)
+    try:
+        given: Mapping[str, object] = json.loads(header["block"])
+        cell = Cell(**given["cell"])  # type: ignore[arg-type]  # as it was written
+        rest = {key: value for key, value in given.items() if key != "cell"}
+        return Block(cell=cell, **rest), tensors["images"]  # type: ignore[arg-type]  # likewise
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(f"{path} is damaged: {error!r}; evaluate again") from error
+
+
+def problems(found: Sequence[Verified]) -> Iterator[str]:
+    """What is wrong with kept examples, a line each."""
+    for one in found:
+        name = f"{one.defense}, {one.view}, {one.attack} ({one.threat})"
+        if one.outside:
+            by = f"by up to {one.excess:.2g}"
+            yield f"{name}: {one.outside} of {one.images} leave ball or box {by}"
