@@ -40,9 +40,12 @@ import phalanx
 from phalanx.api import DefendedModel, craft, generator
 from phalanx.config import RunConfig
 from phalanx.data import Data, default_root, load_data
-from phalanx.evaluation.cell import NONE
+from phalanx.evaluation.cell import NONE, Cell
+from phalanx.evaluation.engine import blocks_in
+from phalanx.evaluation.evaluate import CELLS
 from phalanx.evaluation.labels import attack_identity, attack_label
-from phalanx.evaluation.subjects import digest_of, model_of
+from phalanx.evaluation.store import BlockStore
+from phalanx.evaluation.subjects import digest_of, images_of, model_of
 from phalanx.runfile import read_run
 from phalanx.training.artifacts import open_run, versions
 from phalanx.training.files import read_tensors
@@ -221,34 +224,42 @@ def asked(model: DefendedModel, config: RunConfig, data: Data, count: int) -> Re
 # ---------------------------------------------------------------- all arms
 
 
-def cells_of(folder: Path, model: DefendedModel, config: RunConfig, data: Data) -> list[str] | None:
+def cells_of(
+    folder: Path, model: DefendedModel, config: RunConfig, data: Data
+) -> list[list[str]] | None:
     """The stored cells of this evaluation: the clean one, then that of each attack.
 
     A folder may hold others too: of attacks, of a number of images or of weights that were asked
-    for before. What a cell is of stands in its header.
+    for before.
 
     Returns:
-        File names; None where one is missing.
+        Of each cell the files of its blocks of images, in their order; None where one is missing.
     """
     judged, weights = config.evaluation, digest_of(model_of(model))
     count = len(data.test) if judged.limit is None else min(judged.limit, len(data.test))
-    there = {}
-    for path in sorted((folder / "evaluation/cells").glob("*.safetensors")):
-        _, header = read_tensors(path)
-        cell = json.loads(header["cell"])
-        if (cell["weights"], cell["rows"], cell["seed"]) == (weights, count, SEED):
-            there[cell["view"], cell["attack"], cell["threat"]] = path.name
     asked_for = [(NONE, NONE, NONE)]
     for use in judged.attacks:
         view = VIEW if getattr(use.params, "asks_model", True) else NONE
         asked_for.append((view, attack_identity(use), str(use.params.threat)))
-    names = [there.get(one) for one in dict.fromkeys(asked_for)]
-    return None if None in names else names
+    store = BlockStore(folder / "evaluation" / CELLS)
+    names = []
+    for view, attack, threat in dict.fromkeys(asked_for):
+        cell = Cell(weights, images_of(data).name, view, attack, threat, SEED)
+        paths = [store.path(block) for block in blocks_in(cell, data.test, count)]
+        if not all(path is not None and path.exists() for path in paths):
+            return None
+        names.append([path.name for path in paths if path is not None])
+    return names
 
 
-def outcomes(folder: Path, cells: Sequence[str]) -> np.ndarray:
+def outcomes(folder: Path, cells: Sequence[Sequence[str]]) -> np.ndarray:
     """Which test images are right in all these cells of an arm, ``(N,)`` booleans."""
-    bits = [read_tensors(folder / "evaluation/cells" / name)[0]["bits"][0] for name in cells]
+    bits = [
+        torch.cat(
+            [read_tensors(folder / "evaluation" / CELLS / name)[0]["bits"][0] for name in blocks]
+        )
+        for blocks in cells
+    ]
     return torch.stack(bits).bool().all(0).numpy()
 
 

@@ -37,13 +37,14 @@ from phalanx.api import Perturbing
 from phalanx.config import UseAttack
 from phalanx.data import default_root, load_data
 from phalanx.data.sets import Data
-from phalanx.evaluation.cell import NONE, Cell
+from phalanx.evaluation.cell import NONE, Cell, joined
+from phalanx.evaluation.engine import blocks_in
 from phalanx.evaluation.evaluate import CELLS
 from phalanx.evaluation.labels import attack_identity, attack_label
 from phalanx.evaluation.protocol import resolve_attack
 from phalanx.evaluation.statistics import wilson
-from phalanx.evaluation.store import CellStore
-from phalanx.evaluation.subjects import digest_of, digest_of_rows, images_of, model_of
+from phalanx.evaluation.store import BlockStore
+from phalanx.evaluation.subjects import digest_of, digest_of_batch, images_of, model_of
 from phalanx.nn.member import Member
 from phalanx.training.artifacts import Run, open_run, versions
 from phalanx_mol.config import MoLConfig
@@ -80,7 +81,6 @@ class Bench:
         self.out, self.data, self.tested = out, data, images_of(data)
         self.attacks = tuple(resolve_attack(one, threat=self.tested.threat) for one in attacks)
         self.limit, self.images, self.seed = limit, images, seed
-        self.digest = digest_of_rows(self.tested.split, limit)
         self.outcomes: dict[str, Tensor] = {}
 
     def accuracies(self, name: str, model: nn.Module) -> Record:
@@ -121,12 +121,14 @@ class Bench:
 
     def _bits(self, folder: Path, model: nn.Module) -> dict[str, Tensor]:
         """Which images are right: clean, and under each attack, from the cells stored just now."""
-        store, weights = CellStore(folder / CELLS), digest_of(model_of(model))
+        store, weights = BlockStore(folder / CELLS), digest_of(model_of(model))
         found = {}
         for name, use in ((CLEAN, None), *((_key(use), use) for use in self.attacks)):
-            outcome = store.get(self._cell(weights, use))
-            if outcome is None:
+            blocks = blocks_in(self._cell(weights, use), self.tested.split, self.limit)
+            parts = [part for part in map(store.get, blocks) if part is not None]
+            if len(parts) < len(blocks):
                 raise SystemExit(f"{folder} lacks a cell that was computed just now; empty it")
+            outcome = joined(parts)
             if len(outcome.bits) > 1:
                 raise SystemExit(
                     f"{folder.name} answers at random, and these tables count one answer"
@@ -140,8 +142,6 @@ class Bench:
         return Cell(
             weights=weights,
             data=self.tested.name,
-            digest=self.digest,
-            rows=self.limit,
             view=VIEW if asks else NONE,
             attack=NONE if use is None else attack_identity(use),
             threat=NONE if use is None else str(use.params.threat),
@@ -152,7 +152,7 @@ class Bench:
         """The aggregator's weights on inputs of each type; a finished type is kept."""
         count = min(self.images, len(self.data.test))
         batch = self.data.test.fetch(torch.arange(count))
-        images = digest_of_rows(self.data.test, count)
+        images = digest_of_batch(batch)
         file = self.out / f"{name}-routing.json"
         kept: Record = json.loads(file.read_text()) if file.exists() else {}
         rows = []

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -121,7 +122,7 @@ class Shape:
         pool = nn.MaxPool2d if self.pool == "max" else nn.AvgPool2d
         layers = []
         sizes = (self.channels, self.width, 2 * self.width)
-        for before, after in zip(sizes, sizes[1:]):
+        for before, after in pairwise(sizes):
             layers.append(nn.Conv2d(before, after, 3, padding=1))
             layers += [nn.BatchNorm2d(after)] if self.normalised else []
             layers += [self.activation(), pool(2)]

@@ -102,8 +102,8 @@ def test_outcomes_are_right_in_all_cells_named(arms, tmp_path):
     cells.mkdir(parents=True)
     for name, bits in (("clean", [1, 0, 1]), ("pgd", [1, 1, 0]), ("stale", [0, 0, 0])):
         save_file({"bits": torch.tensor([bits], dtype=torch.uint8)}, cells / name)
-    assert arms.outcomes(tmp_path, ["clean", "pgd"]).tolist() == [True, False, False]
-    assert arms.outcomes(tmp_path, ["clean"]).tolist() == [True, False, True]
+    assert arms.outcomes(tmp_path, [["clean"], ["pgd"]]).tolist() == [True, False, False]
+    assert arms.outcomes(tmp_path, [["clean"]]).tolist() == [True, False, True]
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_accuracies_are_of_this_evaluations_cells(arms, small, monkeypatch):
     for name in ("evaluate", "asked"):
         monkeypatch.setattr(arms, name, None)
     assert arms.work(one) == record
-    (cells / record["cells"][2]).unlink()
+    (cells / record["cells"][2][0]).unlink()
     assert arms.cells_of(one.folder, model, config, data) is None
     assert evaluation.limit == 20
 

@@ -96,10 +96,8 @@ def bits(monkeypatch):
         return Outcome(torch.tensor([BITS[name]], dtype=torch.uint8), "exact", 10)
 
     monkeypatch.setattr(
-        "phalanx.evaluation.loop.clean_outcome", lambda _, cell, *__, **___: outcome(cell)
-    )
-    monkeypatch.setattr(
-        "phalanx.evaluation.loop.attacked_outcome", lambda _, cell, *__, **___: outcome(cell)
+        "phalanx.evaluation.cell.CellRun.made",
+        lambda run, images, first: (images.x, outcome(run.cell)),
     )
 
 
@@ -181,7 +179,7 @@ def test_a_repeated_call_computes_nothing(measured, mol_tables, monkeypatch):
         raise AssertionError("computed again")
 
     monkeypatch.setattr(mol_tables, "routing", refuse)
-    monkeypatch.setattr("phalanx.evaluation.loop.attacked_outcome", refuse)
+    monkeypatch.setattr("phalanx.evaluation.cell.CellRun.made", refuse)
     mol_tables.main(asked)
     assert (folder / "out/results.json").read_text() == before
 

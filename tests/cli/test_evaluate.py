@@ -192,7 +192,8 @@ def test_an_interrupt_keeps_what_is_finished(
         (("--view", "expected"), "none has no view 'expected'; it has: deployed"),
         (
             ("--protocol", "standart"),
-            "unknown protocol 'standart'; did you mean 'standard'? known: quick, standard",
+            "unknown protocol 'standart'; did you mean 'standard'? known: adaptive, quick, standard, "
+            "union, adp/paper, clm/paper, dverge/paper, igat/paper, mol/paper, pdd/paper, rls/paper",
         ),
         (
             ("--attack", "pgd:steps"),

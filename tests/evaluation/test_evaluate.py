@@ -64,7 +64,7 @@ def test_rows_of_a_deterministic_model() -> None:
     assert small.clean_accuracy == big.clean_accuracy == 1.0
     assert small.robust_accuracy == worst_small.robust_accuracy == 1.0  # 0.25 away from the cut
     assert big.robust_accuracy == worst_big.robust_accuracy == 0.0
-    assert (small.n, small.verdict, small.forwards, small.backwards) == (40, "incomplete", 0, 0)
+    assert (small.n, small.verdict, small.forwards, small.backwards) == (40, "screened", 0, 0)
     assert small.majority is small.worst_draw is small.note is None
     assert small.ci95 == pytest.approx((0.9124, 1.0), abs=1e-4)
 
@@ -215,6 +215,7 @@ def test_a_repeated_call_computes_nothing(tmp_path: Path) -> None:
         "report.json",
         "report.md",
         "report.tex",
+        "samples",
     }
     names = [path.name for path in (tmp_path / "cells").iterdir()]
     assert len(names) == 4

@@ -199,18 +199,35 @@ class OfItsBatch(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "told", "failed"),
     [
-        (Classifier(lambda s: s + torch.randn_like(s)), "Classifier answers differently from call"),
-        (OfItsBatch(), "OfItsBatch gives an image other scores alone than among others, as batch"),
+        (
+            Classifier(lambda s: s + torch.randn_like(s)),
+            "Classifier answers differently from call to call; if that is meant, say "
+            "phalanx.wrap(model, stochastic=True)",
+            "stochastic",
+        ),
+        (
+            OfItsBatch(),
+            "OfItsBatch gives an image other scores alone than among others, as batch "
+            "normalisation without running statistics does; mend that, or, if it is meant, say "
+            "phalanx.wrap(model, stochastic=True), so that whole batches are attacked",
+            "batch_dependence",
+        ),
     ],
 )
 def test_what_is_no_function_of_each_image_has_to_be_declared(
-    model: nn.Module, told: str, digits: tuple[Tensor, Tensor]
+    model: nn.Module, told: str, failed: str, digits: tuple[Tensor, Tensor]
 ) -> None:
-    with pytest.raises(InputError, match=told) as caught:
-        evaluated(model, digits)
-    assert "phalanx.wrap(model, stochastic=True)" in str(caught.value)
+    with pytest.warns(ValidityWarning) as caught:
+        report = evaluated(model, digits)
+    assert [str(one.message) for one in caught] == [told]
+    assert caught[0].filename == __file__  # it points at who evaluates
+    (found,) = report.defenses
+    assert [one.id for one in found.checks if one.status == "fail"] == [failed]
+    assert found.masking == "yes"
+    assert len(report.rows) == 3
+    assert {row.verdict for row in report.rows if row.robust_accuracy > 0.1} == {"unreliable"}
     declared = wrap(model, stochastic=True)
     assert not declared.views()["deployed"].rowwise  # no image is left out of a batch
     assert evaluated(declared, digits, limit=4, views=["deployed"]).rows[0].n == 4

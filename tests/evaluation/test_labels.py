@@ -69,7 +69,7 @@ def test_unknown_names_and_keys(registry: Registry) -> None:
 
 
 def test_the_shipped_protocols(registry: Registry) -> None:
-    assert protocol_names() == ("quick", "standard")
+    assert protocol_names(registry) == ("adaptive", "quick", "standard", "union")
     quick = load_protocol("quick", threat=Linf(0.3), registry=registry)
     assert quick.limit == 500
     assert [attack_label(use) for use in quick.attacks] == [
@@ -95,5 +95,6 @@ def test_the_shipped_protocols(registry: Registry) -> None:
 def test_an_unknown_protocol(registry: Registry) -> None:
     with pytest.raises(UnknownComponentError) as caught:
         load_protocol("quik", registry=registry)
-    expected = "unknown protocol 'quik'; did you mean 'quick'? known: quick, standard"
+    expected = "unknown protocol 'quik'; did you mean 'quick'? known: adaptive, quick, standard, "
+    expected += "union"
     assert str(caught.value) == expected

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -337,6 +337,16 @@ class Engine:
             self.progress.cell_finished(job.shown, accuracy=share, stored=job.stored)
 
 
+def blocks_in(cell: Cell, split: Split, count: int) -> list[Block]:
+    """A cell's blocks on the first `count` rows of a split, whose images are read for it."""
+    starts = [(first, min(BLOCK, count - first)) for first in range(0, count, BLOCK)]
+    with closing(split.stream(slice(first, first + rows) for first, rows in starts)) as batches:
+        return [
+            Block(cell, first, rows, digest_of_batch(batch))
+            for (first, rows), batch in zip(starts, batches, strict=True)
+        ]
+
+
 def _of(cell: Cell, block: Block) -> Block:
     """The same rows of another cell."""
     return Block(cell, block.first, block.rows, block.digest)
@@ -344,8 +354,3 @@ def _of(cell: Cell, block: Block) -> Block:
 
 def _rows(block: Block) -> slice:
     return slice(block.first, block.first + block.rows)
-
-
-def jobs_left(jobs: Sequence[Job]) -> Iterator[Job]:
-    """The jobs that lack images without having failed."""
-    return (job for job in jobs if job.error is None and job.done() < job.count)

@@ -28,14 +28,16 @@ ALONE = 0.05
 def preflight(model: DefendedModel, split: Split, *, limit: int | None = None) -> None:
     """Refuse a foreign model that cannot be evaluated on these images; models of ours pass.
 
+    Of one that is random, or depends on the rest of a batch, and is not declared so, it warns: the
+    evaluation goes on, and its checks make the rows unreliable.
+
     Args:
         model: asked in evaluation mode, for the scores of the first two images in every view.
         split: the images and labels.
         limit: first N images that will be used; absent: all.
 
     Raises:
-        InputError: if the model fails on the images, its answers are no scores (N, K), or it is
-            random, or depends on the rest of a batch, and is not declared so.
+        InputError: if the model fails on the images, or its answers are no scores (N, K).
         DataError: if a label is not below K.
         NonFiniteError: if a score is NaN or infinite.
     """
@@ -108,7 +110,7 @@ def _asked(model: Foreign, x: Tensor, name: str) -> _Answers:
 
 
 def _check_function(model: Foreign, answers: _Answers) -> None:
-    """Refuse what is no function of each image, and is not declared so.
+    """Warn of what is no function of each image, and is not declared so.
 
     Attacks would leave out images that are fooled once, and one answer would judge the others.
     """
@@ -116,15 +118,19 @@ def _check_function(model: Foreign, answers: _Answers) -> None:
     rounding = max((100 * torch.finfo(one).eps for one in types), default=0.0)
     largest = float(answers.scores.abs().max())
     if _gap(answers.again, answers.scores) > max(AGAIN, rounding) * largest:
-        raise InputError(
+        warnings.warn(
             f"{model.title} answers differently from call to call; if that is meant, say "
-            "phalanx.wrap(model, stochastic=True)"
+            "phalanx.wrap(model, stochastic=True)",
+            ValidityWarning,
+            stacklevel=4,
         )
-    if _gap(answers.alone, answers.beside_black) > max(ALONE, rounding) * largest:
-        raise InputError(
+    elif _gap(answers.alone, answers.beside_black) > max(ALONE, rounding) * largest:
+        warnings.warn(
             f"{model.title} gives an image other scores alone than among others, as batch "
             "normalisation without running statistics does; mend that, or, if it is meant, say "
-            "phalanx.wrap(model, stochastic=True), so that whole batches are attacked"
+            "phalanx.wrap(model, stochastic=True), so that whole batches are attacked",
+            ValidityWarning,
+            stacklevel=4,
         )
 
 
