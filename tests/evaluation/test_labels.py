@@ -98,3 +98,12 @@ def test_an_unknown_protocol(registry: Registry) -> None:
     expected = "unknown protocol 'quik'; did you mean 'quick'? known: adaptive, quick, standard, "
     expected += "union"
     assert str(caught.value) == expected
+
+
+def test_a_nested_attack_at_its_default_is_left_out() -> None:
+    whole = pytest.importorskip("phalanx_ensemble_attacks.config").MemberTransferConfig
+    asked = resolve_attack({"use": "member-transfer"}, threat=Linf(0.1))
+    assert isinstance(asked.params, whole)
+    assert attack_label(asked) == "member-transfer"
+    other = {"use": "member-transfer", "params": {"attack": "fgsm"}}
+    assert attack_label(resolve_attack(other, threat=Linf(0.1))) == "member-transfer:attack=fgsm"

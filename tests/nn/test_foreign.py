@@ -299,3 +299,34 @@ def test_declared_classes_are_held_to():
 
 def test_normalisation_is_the_houses_own():
     assert isinstance(wrap(Linear(), mean=(0.5,), std=(0.5,)).normalize, Normalize)
+
+
+class Average(nn.Module):
+    """Three networks, combined as told."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.networks = nn.ModuleList(Linear(seed) for seed in range(3))
+        self.how = how
+
+    def forward(self, x):
+        return self.how(torch.stack([network(x) for network in self.networks]))
+
+
+@pytest.mark.parametrize(
+    ("how", "rule"),
+    [
+        (lambda z: z.softmax(2).mean(0).log(), "probabilities"),
+        (lambda z: z.mean(0), "logits"),
+        (lambda z: z.amax(0), None),
+        (lambda z: z[0], None),
+    ],
+)
+def test_what_a_module_averages_is_seen(how, rule):
+    torch.manual_seed(0)
+    module = Average(how)
+    combined = wrap(module, members=module.networks).combined(X)
+    assert (None if combined is None else combined.rule) == rule
+    if combined is not None:
+        assert combined.logits.shape == (3, *module(X).shape)
+    assert wrap(module).combined(X) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,18 +59,21 @@ def command(
     elif out is None:
         raise InputError("runs are evaluated first: name a folder for that with --out DIR")
     else:
-        evaluate.command(
-            out=out,
-            runs=runs,
-            protocol=protocol,
-            attack=attack,
-            norm=norm,
-            eps=eps,
-            limit=limit,
-            seed=seed,
-            data_root=data_root,
-            as_json=False,
-        )
+        # with --json the table of rows goes where progress goes, so that what is printed is JSON
+        aside = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
+        with aside:
+            evaluate.command(
+                out=out,
+                runs=runs,
+                protocol=protocol,
+                attack=attack,
+                norm=norm,
+                eps=eps,
+                limit=limit,
+                seed=seed,
+                data_root=data_root,
+                as_json=False,
+            )
         report = Report.load(out)
     if not report.comparisons:
         raise InputError("the report has no two defenses that were attacked at the same threat")

@@ -12,13 +12,16 @@ import torch
 from phalanx.attack import attacking
 from phalanx.attacks.apgd import APGDCE
 from phalanx.attacks.config import APGDConfig
-from phalanx.errors import PhalanxError
+from phalanx.errors import PhalanxError, StorageError
 from phalanx.evaluation import checks, scoring
 from phalanx.evaluation.examined import SHOWN, Examined
 from phalanx.evaluation.facts import BLACK_BOX, LOSSES, facts_of, steps_of
 from phalanx.evaluation.findings import Check
 from phalanx.evaluation.planning import ADAPTIVE, averages
 from phalanx.specs import L1, L2, Linf, Threat
+
+NOT_OF_THE_MODEL = (MemoryError, StorageError)
+"""What ends an evaluation wherever it is raised: the machine's fault, not the model's."""
 
 
 def free(examined: Examined) -> Iterator[Check]:
@@ -32,7 +35,7 @@ def free(examined: Examined) -> Iterator[Check]:
             with attacking(model), torch.no_grad():
                 return ask(model.serve(1))
 
-        return examined.kept(name, lambda: tried(name, make))
+        return tried(name, lambda: examined.kept(name, make))
 
     yield asked("logits", lambda served: checks.logits(served(x)))
     yield asked("stochastic", lambda served: checks.stochastic(served, x, declared=declared))
@@ -72,7 +75,7 @@ def _gradients(examined: Examined) -> Iterator[Check]:
             with attacking(model):
                 return ask(examined.function_for_gradients())
 
-        return examined.kept(name, lambda: tried(name, make))
+        return tried(name, lambda: examined.kept(name, make))
 
     for name in ("margin", *sorted(str(one) for one in ascended - {"margin"})):
         yield asked(f"grad_bad:{name}", partial(_bad, x=x, y=y, name=name))
@@ -263,8 +266,11 @@ def _path(examined: Examined) -> Iterator[Check]:
     try:
         made = examined.kept_value("path", make)
         yield from (Check.model_validate(one) for one in made)
+    except NOT_OF_THE_MODEL:
+        raise
     except Exception as error:  # somebody's network raises anything
-        yield from (checks.not_run(name, f"It could not run: {error}.") for name in names)
+        told = f"It could not run: {type(error).__name__}: {error}."
+        yield from (checks.not_run(name, told) for name in names)
 
 
 class _Declared(torch.nn.Module):
@@ -283,7 +289,7 @@ def tried(name: str, make: Callable[[], Check]) -> Check:
     """A check, or why it could not run: somebody's network raises anything."""
     try:
         return make()
-    except (KeyboardInterrupt, MemoryError):
+    except NOT_OF_THE_MODEL:
         raise
     except PhalanxError as error:
         return checks.not_run(name, f"It could not run: {error}.")

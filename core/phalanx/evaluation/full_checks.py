@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,8 +68,11 @@ def full(examined: Examined) -> Iterator[Check]:
     yield tried("chance", at_chance)
     yield tried("losses", by_loss)
     yield tried("converged_restarts", restarts)
-    yield examined.kept("noise_gain", lambda: tried("noise_gain", lambda: _noise(examined, base)))
-    yield examined.kept("binarization", lambda: tried("binarization", lambda: _planted(examined)))
+    for name, make in (
+        ("noise_gain", lambda: _noise(examined, base)),
+        ("binarization", lambda: _planted(examined)),
+    ):
+        yield tried(name, partial(examined.kept, name, make))
 
 
 def _noise(examined: Examined, base: Tensor | None) -> Check:

@@ -71,9 +71,16 @@ def _changed(use: Use) -> Iterator[tuple[str, Any]]:
         value = getattr(config, name)
         if name == "threat" or (family and name == "name"):
             continue
-        if field.is_required() or value != field.get_default(call_default_factory=True):
+        if field.is_required() or not _is(value, field.get_default(call_default_factory=True)):
             yield name, value
     yield from (config.model_extra or {}).items()
+
+
+def _is(value: Any, default: Any) -> bool:
+    """Whether a value is the default; that of a component is written as in a run file."""
+    if isinstance(value, Use) and isinstance(default, str | Mapping):
+        return _toml(value) == _toml(default)
+    return bool(value == default)
 
 
 def _text(value: Any) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
+from pydantic import ValidationError
 
 from phalanx import randomness
 from phalanx.attack import answering
@@ -14,7 +15,7 @@ from phalanx.evaluation.facts import is_base
 from phalanx.evaluation.protocol import Extra, Protocol, load_protocol, resolve_attack
 from phalanx.evaluation.subjects import Also, Plan, Subject
 from phalanx.registry import Registry
-from phalanx.runfile import protocol_files
+from phalanx.runfile import config_error_from_validation, protocol_files
 from phalanx.specs import Threat
 
 PAPER, ADAPTIVE = "paper", "adaptive"
@@ -47,6 +48,8 @@ def plan_of(
 
     def add(entries: Iterable[Extra], whose: str | None, source: str) -> None:
         for entry in entries:
+            if "use" not in entry.attack:
+                raise ConfigError(["attack.use: is missing: an attack's name"], source=source)
             if entry.only is not None and not _fits(entry.only, subject, shape):
                 continue
             try:
@@ -63,7 +66,8 @@ def plan_of(
 
     add(protocol.also, None, f"protocol {protocol.name!r}")
     if protocol.plugins and subject.component:
-        add(_adaptive(subject, threat, registry), ADAPTIVE, "adaptive attacks")
+        for source, entries in _adaptive(subject, threat, registry):
+            add(entries, ADAPTIVE, source)
         paper = paper_protocol(subject.component, threat=threat, registry=registry)
         if paper is not None:
             own = [Also(use, (), PAPER) for use in paper.attacks]
@@ -82,8 +86,9 @@ def plan_of(
 
 def surrogate_plan(plan: Plan) -> Plan:
     """How examples are made on a surrogate: by the plan's attacks that follow gradients."""
-    white = tuple(use for use in plan.attacks if is_base(use))
-    return Plan(white or plan.attacks[:1], ("deployed",), plan.limit, plan.protocol)
+    given = plan.attacks or plan.uses  # a paper's protocol may name none for every view
+    white = tuple(use for use in given if is_base(use))
+    return Plan(white or given[:1], ("deployed",), plan.limit, plan.protocol)
 
 
 def paper_protocol(component: str, *, threat: Threat | None, registry: Registry) -> Protocol | None:
@@ -101,21 +106,23 @@ def paper_protocol(component: str, *, threat: Threat | None, registry: Registry)
     return load_protocol(name, threat=threat, registry=registry) if name in known else None
 
 
-def _adaptive(subject: Subject, threat: Threat | None, registry: Registry) -> list[Extra]:
-    """What plugins say must break their own defense."""
+def _adaptive(
+    subject: Subject, threat: Threat | None, registry: Registry
+) -> Iterator[tuple[str, list[Extra]]]:
+    """What plugins say must break their own defense, each with whose it is, for errors."""
     answers = registry.ask(
         "phalanx_adaptive_attacks", defense=subject.component, threat=str(threat)
     )
-    found: list[Extra] = []
     for plugin, tables in answers:
+        source = f"adaptive attacks of plugin {plugin!r} for {subject.component}"
         try:
-            found += [Extra.model_validate(table) for table in tables or ()]
-        except (ValueError, TypeError) as error:
-            raise ConfigError(
-                [f"its adaptive attacks for {subject.component} are none: {error}"],
-                source=f"plugin {plugin!r}",
-            ) from error
-    return found
+            entries = [Extra.model_validate(table) for table in tables or ()]
+        except ValidationError as error:
+            raise config_error_from_validation(error, source) from error
+        except Exception as error:  # a plugin that answers with a generator raises anything here
+            told = f"they cannot be read: {type(error).__name__}: {error}"
+            raise ConfigError([told], source=source) from error
+        yield source, entries
 
 
 def _takes(one: Also, threat: Threat | None) -> bool:

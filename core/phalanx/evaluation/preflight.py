@@ -24,6 +24,9 @@ AGAIN = 1e-4
 ALONE = 0.05
 """How far an image's scores may be from those in company: other batches, other kernels."""
 
+_CALLER = 4
+"""Frames from `preflight` to who called `phalanx.evaluate`."""
+
 
 def preflight(model: DefendedModel, split: Split, *, limit: int | None = None) -> None:
     """Refuse a foreign model that cannot be evaluated on these images; models of ours pass.
@@ -74,7 +77,7 @@ def preflight(model: DefendedModel, split: Split, *, limit: int | None = None) -
             "again, which hides gradients and makes it look more robust; leave the last softmax "
             "out, or give the logarithm of the probabilities (log_softmax)",
             ValidityWarning,
-            stacklevel=3,
+            stacklevel=_CALLER,
         )
 
 
@@ -122,7 +125,7 @@ def _check_function(model: Foreign, answers: _Answers) -> None:
             f"{model.title} answers differently from call to call; if that is meant, say "
             "phalanx.wrap(model, stochastic=True)",
             ValidityWarning,
-            stacklevel=4,
+            stacklevel=_CALLER + 1,
         )
     elif _gap(answers.alone, answers.beside_black) > max(ALONE, rounding) * largest:
         warnings.warn(
@@ -130,7 +133,7 @@ def _check_function(model: Foreign, answers: _Answers) -> None:
             "normalisation without running statistics does; mend that, or, if it is meant, say "
             "phalanx.wrap(model, stochastic=True), so that whole batches are attacked",
             ValidityWarning,
-            stacklevel=4,
+            stacklevel=_CALLER + 1,
         )
 
 

@@ -7,14 +7,17 @@ the protocol asks for them. A check that fails to run says so, and the others go
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from phalanx.evaluation import checks, contents
 from phalanx.evaluation.cell import TRANSFER
 from phalanx.evaluation.checks import AttackFacts
-from phalanx.evaluation.core_checks import core, free
+from phalanx.evaluation.checks.table import base_id
+from phalanx.evaluation.core_checks import NOT_OF_THE_MODEL, core, free
 from phalanx.evaluation.examined import Examined
 from phalanx.evaluation.facts import facts_of
 from phalanx.evaluation.findings import Check, Curve, DefenseFindings, Example, Transfer
@@ -25,6 +28,7 @@ from phalanx.evaluation.rows import JOIN, WORST, Row
 from phalanx.evaluation.subjects import Plan, Subject
 from phalanx.specs import L1, L2, Linf, Threat, parse_threat
 
+_Made = TypeVar("_Made")
 CHECKS = "checks"
 """Folder of kept answers within the output folder."""
 
@@ -74,6 +78,18 @@ def examine(
     ]
     at = [one for one in at if len(one.rows)]
     found = [*free(at[0])] if at else []
+
+    def tried(what: str, make: Callable[[], _Made]) -> _Made | None:
+        """What a report holds besides; None, and a note, where somebody's network raises."""
+        try:
+            return make()
+        except NOT_OF_THE_MODEL:
+            raise
+        except Exception as error:
+            told = f"{type(error).__name__}: {error}"
+            loop.notes.append(f"{subject.name}: {what} could not be made: {told}.")
+            return None
+
     curves: list[Curve] = []
     transfers: list[Transfer] = []
     diverse: dict[str, float] = {}
@@ -82,17 +98,19 @@ def examine(
             text = str(examined.threat)
             loop.engine.progress.cell_started(f"{subject.name}, checks ({text})")
             own = [*core(examined), *(full(examined) if plan.checks == "full" else ())]
+            own += _of_plugins(examined)
             mark = f"@{text}" if len(balls) > 1 else ""
             found += [one.model_copy(update={"id": one.id + mark}) for one in own]
-            found += _of_plugins(examined)
-            curves += [one for one in [contents.curve(examined)] if one is not None]
-            transfers += [one for one in [contents.members_of(examined)] if one is not None]
-        diverse = contents.diversity_of(at[0]) if at else {}
+            curve = tried("security curve", partial(contents.curve, examined))
+            members = tried("transfer between members", partial(contents.members_of, examined))
+            curves += [] if curve is None else [curve]
+            transfers += [] if members is None else [members]
+        diverse = (tried("diversity", lambda: contents.diversity_of(at[0])) if at else None) or {}
     found.append(_budget(subject, measured))
     judged, findings = _judged(subject, rows, found, measured=measured, loop=loop)
     more = {
         "diversity": diverse,
-        "facts": contents.facts(subject, loop.images.split),
+        "facts": tried("size and latency", lambda: contents.facts(subject, loop.images.split)),
         "claims": contents.ledger(subject),
     }
     return Judged(
@@ -100,7 +118,7 @@ def examine(
         findings.model_copy(update=more),
         tuple(curves),
         tuple(transfers),
-        tuple(contents.examples(subject, loop, measured)),
+        tried("pictures", lambda: tuple(contents.examples(subject, loop, measured))) or (),
     )
 
 
@@ -171,15 +189,30 @@ def _budget(subject: Subject, measured: Measurements) -> Check:
 
 
 def _of_plugins(examined: Examined) -> list[Check]:
-    """Checks that plugins add; none of them is required."""
+    """Checks that plugins add; none of them is required, nor stands for one of the core's."""
     found: list[Check] = []
     for plugin, given in examined.loop.maker.registry.ask("phalanx_validity_checks"):
-        for check in given or ():
+        try:
+            asked = list(given or ())
+        except Exception as error:  # a plugin that answers with a generator raises anything here
+            found.append(_failed(f"{plugin}/checks", plugin, error))
+            continue
+        for check in asked:
             name = f"{plugin}/{getattr(check, '__name__', 'check')}"
             try:
-                made: Check | None = check(examined)
+                made = check(examined)
+                if not isinstance(made, Check | None):
+                    raise TypeError(f"it gave {type(made).__name__}, not a Check")
+            except NOT_OF_THE_MODEL:
+                raise
             except Exception as error:  # a plugin raises anything
-                reason = f"It could not run: {type(error).__name__}: {error}."
-                made = Check(id=name, status="not-run", reason=reason, source=plugin)
+                made = _failed(name, plugin, error)
+            if made is not None and base_id(made.id) in checks.TABLE:
+                made = made.model_copy(update={"id": f"{plugin}/{made.id}"})
             found += [] if made is None else [made]
     return found
+
+
+def _failed(name: str, plugin: str, error: Exception) -> Check:
+    reason = f"It could not run: {type(error).__name__}: {error}."
+    return Check(id=name, status="not-run", reason=reason, source=plugin)

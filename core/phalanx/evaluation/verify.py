@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
+from phalanx.attacks.balls import per_row
 from phalanx.errors import ArtifactError, DataError
-from phalanx.evaluation.cell import Block, Cell
+from phalanx.evaluation.cell import Block, Cell, device_of
 from phalanx.evaluation.checks.rules import excess
 from phalanx.evaluation.judge import Judge
 from phalanx.evaluation.scoring import accuracy
@@ -40,7 +41,8 @@ class Verified:
         outside: how many break ball, box or finiteness.
         excess: the largest such excess, in pixel units.
         stored: accuracy as the evaluation has it on these images; None where it is gone.
-        again: accuracy on draws that nobody saw; the same for a deterministic model.
+        again: accuracy on draws that nobody saw; the same for a deterministic model. An example
+            that is outside counts as its clean image.
     """
 
     defense: str
@@ -122,9 +124,17 @@ def _part(
             f"{block.cell.data}, and those of {images.name} here are other images; give the data "
             "that was evaluated"
         )
+    if examples.shape != batch.x.shape:
+        raise ArtifactError(
+            f"{path} is damaged: it holds images {tuple(examples.shape)} for {tuple(batch.x.shape)}"
+            "; evaluate again"
+        )
     over = excess(examples, batch.x, parse_threat(block.cell.threat))
+    kept = per_row(over <= TOLERANCE, batch.x)  # one outside breaks no image, as in an evaluation
+    device = device_of(subject.model)
     judge = Judge(subject.model, ("verify", seed, block.key))
-    bits = judge.bits(examples, batch.y, first_row=block.first)
+    judged = torch.where(kept, examples, batch.x).to(device)
+    bits = judge.bits(judged, batch.y.to(device), first_row=block.first)
     stored = store.get(block)
     return _Part(
         images=len(examples),

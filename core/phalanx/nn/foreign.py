@@ -10,7 +10,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from phalanx import randomness
-from phalanx.defense import DefendedModel, View
+from phalanx.defense import Combined, DefendedModel, View
 from phalanx.errors import InputError
 from phalanx.nn.member import Normalize
 
@@ -82,6 +82,10 @@ def wrap(
     )
 
 
+ALIKE = 1e-4
+"""How far what a module serves may be from a mean of its members."""
+
+
 class Foreign(DefendedModel):
     """A classifier that Phalanx did not build; see `wrap`.
 
@@ -120,6 +124,26 @@ class Foreign(DefendedModel):
         """Its members: images ``(N, C, H, W)`` in [0, 1] to ``(N, K)``, weights shared."""
         parts = dict(self.module.named_modules())
         return tuple(_Part(self, parts[name]) for name in self._members)
+
+    def combined(self, x: Tensor) -> Combined | None:
+        """The members' logits, if the module serves a mean of their probabilities or logits.
+
+        Which of the two is seen on the images themselves; a random module is taken for neither.
+        """
+        members = self.members
+        if self.stochastic or len(members) < 2:
+            return None
+        logits = torch.stack([member(x) for member in members])
+        with torch.no_grad():
+            own = self.draw(x, None)
+            if own.shape != logits.shape[1:]:
+                return None
+            if torch.allclose(own.softmax(1), logits.softmax(2).mean(0), atol=ALIKE, rtol=0.0):
+                return Combined(logits, "probabilities")
+            spread = float(own.abs().max())
+            if torch.allclose(own, logits.mean(0), atol=ALIKE * max(1.0, spread), rtol=0.0):
+                return Combined(logits, "logits")
+        return None
 
     def extra_repr(self) -> str:
         """What was declared, for `print` and for the digest of the model."""
