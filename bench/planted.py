@@ -123,6 +123,11 @@ def three() -> list[nn.Module]:
     return [plain(seed) for seed in range(3)]
 
 
+def louder(x: Tensor) -> Tensor:
+    """Noise of a deviation as large as the threat to MNIST."""
+    return noisy(x, deviation=0.3)
+
+
 def normalized(x: Tensor) -> Tensor:
     """Pixels less a mean, over a deviation."""
     return (x - MEAN) / STD
@@ -137,7 +142,7 @@ def _planted() -> list[Case]:
     return [
         case("quantised input", "no gradient", lambda: Around(clean(), before=quantised)),
         case("logits x 100", "saturated", lambda: Around(clean(), after=lambda z: 100.0 * z)),
-        case("undeclared noise", "undeclared", lambda: Around(clean(), before=noisy)),
+        case("undeclared noise", "undeclared", lambda: Around(clean(), before=louder)),
         case("numpy preprocessing", "no gradient", lambda: Around(clean(), before=stretched)),
         case("purifying steps", "gradients inside", lambda: Purifying(clean())),
     ]

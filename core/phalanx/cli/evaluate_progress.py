@@ -52,9 +52,13 @@ class EvaluationProgress:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def started(self, *, cells: int, images: int) -> None:
-        """Open the bar."""
-        self.cells = cells
-        self.task = self.bar.add_task("evaluating", total=images)
+        """Open the bar, or make it longer: checks ask for more cells as they go."""
+        self.cells += cells
+        if self.task is None:
+            self.task = self.bar.add_task("evaluating", total=images)
+        else:
+            known = self.bar.tasks[0].total or 0
+            self.bar.update(self.task, total=known + images)
 
     def cell_started(self, label: str) -> None:
         """Name the cell beside the bar."""

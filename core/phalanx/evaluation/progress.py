@@ -9,7 +9,7 @@ class Progress(Protocol):
     """Listens to an evaluation; every method may do nothing."""
 
     def started(self, *, cells: int, images: int) -> None:
-        """So many cells are asked for, of so many images together."""
+        """So many cells are asked for, or more of them, of so many images together."""
 
     def cell_started(self, label: str) -> None:
         """The cell of this name, such as ``clm, expected, pgd:steps=100``, begins."""

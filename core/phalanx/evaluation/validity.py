@@ -96,6 +96,7 @@ def examine(
     if plan.checks != "free" and balls:
         for examined in at:
             text = str(examined.threat)
+            loop.engine.progress.started(cells=1, images=0)
             loop.engine.progress.cell_started(f"{subject.name}, checks ({text})")
             own = [*core(examined), *(full(examined) if plan.checks == "full" else ())]
             own += _of_plugins(examined)
