@@ -135,14 +135,16 @@ def test_draws_touch_their_view() -> None:
     assert said(passed(), rows, required=needed) == ["screened"] * 3
 
 
-def test_a_number_at_chance_is_never_unreliable() -> None:
-    rows = (row("apgd-ce", 0.55), row("square", 0.1), row("worst", 0.1))
-    assert said(passed(stochastic="fail"), rows) == ["unreliable", "caution", "caution"]
-    assert said(passed(stochastic="fail", grad_fd=None), rows) == [
+def test_a_number_at_chance_is_unreliable_by_what_bears_on_every_row_alone() -> None:
+    rows = (row("apgd-ce", 0.55), row("apgd-dlr", 0.1), row("worst", 0.1))
+    assert said(passed(grad_fd="fail"), rows) == ["unreliable", "caution", "caution"]
+    assert said(passed(grad_fd="fail", black_box=None), rows) == [
         "unreliable",
         "screened",
         "screened",
     ]
+    for check in ("stochastic", "batch_dependence", "budget"):
+        assert said(passed(**{check: "fail"}), rows) == ["unreliable"] * 3
 
 
 # ---------------------------------------------------------------- what has not run
@@ -353,9 +355,9 @@ def test_nothing_at_chance_is_unreliable_and_nothing_trusted_has_a_failure(repor
     statuses, rows = report
     found = said(from_statuses(statuses), rows)
     for one, verdict in zip(rows, found):
-        if one.robust_accuracy <= CHANCE:
-            assert verdict != "unreliable"
-        elif statuses["budget"] == "fail":
+        if "fail" in {statuses[name] for name in ("stochastic", "batch_dependence", "budget")}:
             assert verdict == "unreliable"
+        elif one.robust_accuracy <= CHANCE:
+            assert verdict != "unreliable"
         if {"warn", "fail"} & set(statuses.values()):
             assert verdict != "trusted"

@@ -3,7 +3,8 @@
 `masking` is said of the defense, by its checks. A verdict is said of a row: a failed check makes
 the rows unreliable on which it bears, and all others no better than caution. Robust accuracy is an
 upper bound, so a `worst` row stays reliable where an attack on which no failure bears reaches it,
-and a number at or below chance is never unreliable.
+and a number at or below chance is never unreliable; but where randomness or batch-mates
+move undeclared, or examples broke their budget, every row is, until that is mended.
 
 The rows of one defense are judged together. A check whose id ends in ``@threat`` speaks of that
 threat alone; any other speaks of all rows.
@@ -124,7 +125,9 @@ def verdicts(
     for row in rows:
         own = [one for one in checks if _speaks_of(one, row)]
         hit = any(key_of(row) in touched for touched in bearing.values())
-        verdict = _verdict(own, required, hit=hit and row.robust_accuracy > chance)
+        hit &= row.robust_accuracy > chance
+        hit |= any(one.status == "fail" and base_id(one.id) in _ON_ALL for one in own)
+        verdict = _verdict(own, required, hit=hit)
         found.append(row.model_copy(update={"verdict": verdict}))
     return tuple(found)
 
