@@ -170,7 +170,7 @@ class Purifying(nn.Module):
     cut off from the graph.
     """
 
-    def __init__(self, network: nn.Module, *, steps: int = 10, size: float = 0.05) -> None:
+    def __init__(self, network: nn.Module, *, steps: int = 1, size: float = 0.3) -> None:
         super().__init__()
         self.network, self.steps, self.size = network, steps, size
 
@@ -228,7 +228,7 @@ class OwnStream(nn.Module):
 
 
 class OneOf(nn.Module):
-    """Each batch is answered by one network, drawn at random."""
+    """Each image is answered by one of the networks, drawn at random."""
 
     def __init__(self, networks: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -236,8 +236,9 @@ class OneOf(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to scores ``(N, K)``."""
-        scores: Tensor = self.networks[int(torch.randint(len(self.networks), ()))](x)
-        return scores
+        scores = torch.stack([network(x) for network in self.networks])
+        drawn = torch.randint(len(self.networks), (len(x),))
+        return scores[drawn, torch.arange(len(x))]
 
 
 class Votes(nn.Module):

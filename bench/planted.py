@@ -123,11 +123,6 @@ def three() -> list[nn.Module]:
     return [plain(seed) for seed in range(3)]
 
 
-def louder(x: Tensor) -> Tensor:
-    """Noise of a deviation as large as the threat to MNIST."""
-    return noisy(x, deviation=0.3)
-
-
 def normalized(x: Tensor) -> Tensor:
     """Pixels less a mean, over a deviation."""
     return (x - MEAN) / STD
@@ -142,7 +137,11 @@ def _planted() -> list[Case]:
     return [
         case("quantised input", "no gradient", lambda: Around(clean(), before=quantised)),
         case("logits x 100", "saturated", lambda: Around(clean(), after=lambda z: 100.0 * z)),
-        case("undeclared noise", "undeclared", lambda: Around(clean(), before=louder)),
+        case(
+            "one of two networks",
+            "undeclared",
+            lambda: OneOf([clean(), published(ADVERSARIAL)]),
+        ),
         case("numpy preprocessing", "no gradient", lambda: Around(clean(), before=stretched)),
         case("purifying steps", "gradients inside", lambda: Purifying(clean())),
     ]
@@ -199,6 +198,7 @@ def _masking() -> list[Case]:
         case("noise keyed by the image", "rough", before(keyed)),
         case("rippled pixels", "rough", before(rippled)),
         case("k winners", "rough", own(KWinners)),
+        case("noise", "undeclared", before(noisy)),
         case("random shifts", "undeclared", before(shifted)),
         case("dropped pixels", "undeclared", before(partial(functional.dropout, p=0.1))),
         case("a stream of its own", "undeclared", lambda: OwnStream(plain())),

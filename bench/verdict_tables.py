@@ -14,8 +14,10 @@ from scipy.stats import beta
 
 Record = dict[str, Any]
 SHOULD = {"masking": "yes", "sound": "no"}
+ON_ALL = ("undeclared", "batch-mates")
+"""What makes every number of a model unreliable."""
 CHANCE = 0.1
-"""Of ten classes: a number at or below it is never called unreliable."""
+"""Of ten classes: a gradient attack that leaves no more is none that masking has misled."""
 LARGEST_RATIO = 8.0
 """Passes of the required checks over those of the base."""
 
@@ -88,13 +90,8 @@ def unexpected(record: Record) -> Iterator[str]:
     if record["kind"] == "sound":
         wrong = [one for one in record["rows"] if one["verdict"] == "unreliable"]
     else:
-        every = record["how"] == "undeclared"
-        suspects = record["rows"] if every else overstated(record)
-        wrong = [
-            one
-            for one in suspects
-            if one["verdict"] != "unreliable" and one["robust_accuracy"] > CHANCE
-        ]
+        suspects = record["rows"] if record["how"] in ON_ALL else overstated(record)
+        wrong = [one for one in suspects if one["verdict"] != "unreliable"]
     for one in wrong:
         shown = f"{one['attack']} on {one['view']} ({100 * one['robust_accuracy']:.1f} %)"
         yield f"{name}: {shown} is {one['verdict']!r}; {record['sentence']}"

@@ -10,7 +10,8 @@ from phalanx import cli
 from phalanx.cli import doctor
 
 PLUGINS = sorted(
-    found.parent.name.replace("_", "-") for found in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")
+    found.parent.name.replace("_", "-")
+    for found in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")
 )
 """All of ours; requirements-dev.txt installs them."""
 

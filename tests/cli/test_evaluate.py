@@ -12,8 +12,9 @@ import pytest
 from phalanx import cli
 from phalanx.data import load_data
 from phalanx.errors import AttackInapplicable
-from phalanx.runfile import read_run
+from phalanx.runfile import protocol_names, read_run
 from phalanx.training.artifacts import build_model, write_weights
+from phalanx.training.files import read_tensors
 
 
 def make_run(folder: Path, *, seed: int = 0, data: str = "digits", **evaluation: Any) -> Path:
@@ -167,6 +168,87 @@ def test_an_interrupt_keeps_what_is_finished(
     assert told.count("(stored)") == 2
 
 
+# ---------------------------------------------------------------- shards, time, examples
+
+
+def test_shards_of_one_folder_each_report_all(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = []
+    for shard in ("2/2", "1/2"):
+        options = (*FEW, "--shard", shard, "--json")
+        code, shown, told = call(capsys, "evaluate", folder, *options, "--out", tmp_path / "r")
+        assert code == 0, told
+        rows.append(json.loads(shown)["rows"])
+    assert rows[0] == rows[1]
+    assert told.count("(stored)") == 3  # the first had nobody to share with, and did all
+    code, shown, _ = call(capsys, "evaluate", folder, *FEW, "--json", "--out", tmp_path / "whole")
+    assert json.loads(shown)["rows"] == rows[0]
+
+
+def test_time_that_is_over_is_said(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, shown, _ = call(
+        capsys, "evaluate", folder, *FEW, "--time-budget", "1.5h", "--json", "--out", tmp_path / "a"
+    )
+    assert code == 0
+    assert "notes" not in json.loads(shown)
+    code, _, told = call(
+        capsys, "evaluate", folder, *FEW, "--time-budget", "0s", "--out", tmp_path / "b"
+    )
+    assert code == 1
+    assert "fgsm on deployed (linf:0.1): left out: the time budget was over before its" in told
+
+
+def test_examples_are_kept_on_request(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, _ = call(capsys, "evaluate", folder, *FEW, "--out", tmp_path)
+    assert code == 0
+    assert not (tmp_path / "examples").exists()
+    code, _, told = call(capsys, "evaluate", folder, *FEW, "--keep-examples", "--out", tmp_path)
+    assert code == 0
+    assert told.count("(stored)") == 1  # the clean images; examples had to be made again
+    files = list((tmp_path / "examples").glob("*.safetensors"))
+    assert len(files) == 2
+    assert read_tensors(files[0])[0]["images"].shape == (20, 1, 8, 8)
+
+
+def test_examples_of_a_surrogate_are_withstood_too(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    friend, third = (make_run(tmp_path / name, seed=i) for i, name in enumerate(("f", "t"), 1))
+    one = ("--attack", "square:queries=5", "--attack", "fgsm", "--limit", 20, "--json")
+    others = ("--surrogate", friend, "--surrogate", third)
+    code, shown, told = call(capsys, "evaluate", folder, *one, *others, "--out", tmp_path / "r")
+    assert code == 0, told
+    value = json.loads(shown)
+    rows = {row["attack"]: row for row in value["rows"]}
+    # both are called none, as the run is, so their folders name them
+    assert list(rows) == ["square:queries=5", "fgsm", "from:f", "from:t", "worst"]
+    assert {row["defense"] for row in value["rows"]} == {"none"}
+    assert rows["from:f"]["view"] == "transfer"
+    assert rows["worst"]["robust_accuracy"] <= rows["from:f"]["robust_accuracy"]
+    cells = [line for line in told.splitlines() if "f, deployed" in line]
+    assert [cell.split(", ")[-1].split(" ")[0] for cell in cells] == ["fgsm"]  # no gradient, no use
+
+
+def test_a_surrogate_of_the_runs_own_name_is_told_apart(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    friend = make_run(tmp_path / "friend", seed=1)
+    one = ("--attack", "fgsm", "--limit", 5, "--json", "--surrogate", friend)
+    code, shown, _ = call(capsys, "evaluate", folder, *one, "--out", tmp_path / "r")
+    assert code == 0
+    attacks = [row["attack"] for row in json.loads(shown)["rows"]]
+    assert attacks == ["fgsm", "from:surrogate none", "worst"]
+    code, _, told = call(
+        capsys, "evaluate", folder, "--surrogate", tmp_path / "nobody", "--out", tmp_path / "r"
+    )
+    assert (code, "does not exist" in told) == (2, True)
+
+
 # ---------------------------------------------------------------- wrong input
 
 
@@ -192,8 +274,7 @@ def test_an_interrupt_keeps_what_is_finished(
         (("--view", "expected"), "none has no view 'expected'; it has: deployed"),
         (
             ("--protocol", "standart"),
-            "unknown protocol 'standart'; did you mean 'standard'? known: adaptive, quick, standard, "
-            "union, adp/paper, clm/paper, dverge/paper, igat/paper, mol/paper, pdd/paper, rls/paper",
+            "unknown protocol 'standart'; did you mean 'standard'? known: KNOWN",
         ),
         (
             ("--attack", "pgd:steps"),
@@ -208,6 +289,17 @@ def test_an_interrupt_keeps_what_is_finished(
             ("--attack", "pgd", "--protocol", "quick"),
             "give --protocol or --attack, not both",
         ),
+        *(
+            (
+                ("--attack", "fgsm", "--shard", shard),
+                f"--shard is i/n with 1 <= i <= n, such as 1/2, found {shard!r}",
+            )
+            for shard in ("0/2", "3/2", "2", "a/b", "1/", "-1/2", "1/2/3", "0/0")
+        ),
+        (
+            ("--attack", "fgsm", "--time-budget", "soon"),
+            "command: 1 problem\n  --time-budget: 'soon' is no duration; write 90s, 25m or 1.5h",
+        ),
     ],
 )
 def test_one_clear_message(
@@ -219,7 +311,8 @@ def test_one_clear_message(
 ) -> None:
     code, shown, told = call(capsys, "evaluate", folder, *options, "--out", tmp_path / "r")
     assert (code, shown) == (2, "")
-    assert told == f"error: {message}\n"
+    known = ", ".join(protocol_names())  # with those of the plugins that are installed
+    assert told == f"error: {message.replace('KNOWN', known)}\n"
     assert not (tmp_path / "r").exists()
 
 

@@ -9,7 +9,8 @@ import pytest
 from phalanx import cli
 
 PLUGINS = sorted(
-    found.parent.name.replace("_", "-") for found in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")
+    found.parent.name.replace("_", "-")
+    for found in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")
 )
 """All of ours; requirements-dev.txt installs them."""
 

@@ -344,12 +344,15 @@ def generator() -> Iterator[Any]:
 @pytest.mark.parametrize(
     ("answer", "problem"),
     [
-        (lambda: [{"atack": {"use": "pgd"}}], "attack: Field required"),
-        (lambda: [entry("pgd", views=["expected"], weight=2)], "weight: Extra inputs are not"),
-        (lambda: [entry(only="some")], "only: Input should be 'stochastic', 'deterministic', "),
+        (lambda: [{"atack": {"use": "pgd"}}], "attack: this key is required"),
+        (
+            lambda: [entry("pgd", views=["expected"], weight=2)],
+            "weight: unknown key; allowed: attack, only, views",
+        ),
+        (lambda: [entry(only="some")], "only: should be 'stochastic', 'deterministic', "),
         (lambda: [{"attack": {"params": {"steps": 3}}}], "attack.use: is missing: an attack's nam"),
         (lambda: [entry("pgd", params={"stepz": 3})], "params.stepz: "),
-        (lambda: ["pgd"], "Input should be a valid dictionary or instance of Extra"),
+        (lambda: ["pgd"], "should be a table of keys, found 'pgd'"),
         (lambda: 5, "they cannot be read: TypeError: 'int' object is not iterable"),
         (generator, "they cannot be read: ZeroDivisionError: oh"),
     ],
