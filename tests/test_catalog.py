@@ -42,7 +42,9 @@ def test_every_plugin_stands_in_it_once():
 @pytest.mark.parametrize("folder", PROJECTS, ids=IDS)
 def test_agrees_with_pyproject(folder):
     metadata = project(folder)
-    [known] = [plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"]
+    [known] = [
+        plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"
+    ]
     assert metadata["name"] == known.package
     assert metadata["entry-points"]["phalanx.plugins"] == {known.id: known.entry_point}
     assert metadata["license"] == "MIT"
@@ -59,14 +61,18 @@ def test_no_plugin_requires_another(folder):
 
 @pytest.mark.parametrize("folder", PROJECTS, ids=IDS)
 def test_agrees_with_the_running_core(folder):
-    [known] = [plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"]
+    [known] = [
+        plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"
+    ]
     assert phalanx.__version__ in SpecifierSet(known.core)
     assert ".".join(map(str, api.API_VERSION)) in SpecifierSet(known.api)
 
 
 @pytest.mark.parametrize("folder", PROJECTS, ids=IDS)
 def test_agrees_with_declared_components(folder):
-    [known] = [plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"]
+    [known] = [
+        plugin for plugin in catalog.load().plugins if plugin.path == f"plugins/{folder.name}"
+    ]
     declared = importlib.import_module(known.entry_point).phalanx_components()
     assert [
         (one.kind, one.name, one.summary, one.paper, one.traits) for one in known.components

@@ -90,16 +90,19 @@ class DefendedModel(nn.Module, ABC):
         aux: modules that are trained and resumed with the model but are not part of what is
             shipped; an empty module by default.
         task: what it was built for; set by the trainer and the loader, None before.
+        component: the registered name of its defense, set likewise; '' before.
     """
 
     stochastic: bool = False
     aux: nn.Module
     task: Task | None
+    component: str
 
     def __init__(self) -> None:
         super().__init__()
         self.aux = nn.Module()
         self.task: Task | None = None
+        self.component = ""
         self._stream = Stream(0)
 
     @property

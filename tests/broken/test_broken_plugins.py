@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 PLUGINS = sorted(
-    found.parent.name.replace("_", "-") for found in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")
+    found.parent.name.replace("_", "-")
+    for found in Path(__file__).parents[2].glob("plugins/*/pyproject.toml")
 )
 """All of ours; requirements-dev.txt installs them."""
 

@@ -142,4 +142,5 @@ def test_functions_with_a_stream_begin_it_anew_in_each_block() -> None:
     assert opened.at(block=0, chunk=3) is first
     assert opened.at(block=1, chunk=16) is not first
     plain = Opened(Plain().views()["deployed"], ("a",), Passes())
-    assert plain.at(block=0, chunk=0) is plain.at(block=1, chunk=16)
+    assert plain.at(block=0, chunk=0) is plain.at(block=0, chunk=16)
+    assert plain.at(block=0, chunk=0) is not plain.at(block=1, chunk=16)  # a copy of its own

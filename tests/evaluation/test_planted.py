@@ -46,7 +46,7 @@ BASE = (
 @pytest.fixture(autouse=True)
 def _essentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
-    monkeypatch.setattr(core_checks, "_path", lambda examined: iter(()))
+    monkeypatch.setattr(core_checks, "_path", lambda *_: iter(()))
     monkeypatch.setattr(contents, "CURVE", ())
     monkeypatch.setattr(checks, "unstable", partial(checks.unstable, draws=2))
     monkeypatch.setattr(gradients, "DIRECTIONS", 4)

@@ -275,7 +275,7 @@ def test_the_rest_of_the_attacks_may_be_stronger_than_the_adaptive_one() -> None
 def only_eot(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out what takes long on a random model and is checked elsewhere."""
     monkeypatch.setattr(core_checks, "both", lambda *_, **__: None)
-    monkeypatch.setattr(core_checks, "_path", lambda _: iter(()))
+    monkeypatch.setattr(core_checks, "_path", lambda *_: iter(()))
     monkeypatch.setattr(contents, "curve", lambda _: None)
 
 

@@ -167,7 +167,8 @@ def command(
     ]
     others = surrogates_of(surrogate or (), [one.name for one in subjects])
     subjects += others
-    plans += [surrogate_plan(plans[0]) for _ in others]
+    shown = surrogate_plan(*plans)
+    plans += [shown for _ in others]
     kept = f"finished cells are kept in {out}"
     with (
         keeps(lambda: f"{kept}: the same command again goes on"),
@@ -209,8 +210,16 @@ def subjects_of(runs: Sequence[Run]) -> list[Subject]:
     for place, run in enumerate(runs):
         own = [names[place] for names in forms if names.count(names[place]) == 1]
         name = own[0] if own else str(run.path)
-        used = run.config.defense.use
-        found.append(Subject(name, run.model, run.sha256, config_hash(run.config), component=used))
+        found.append(
+            Subject(
+                name,
+                run.model,
+                run.sha256,
+                config_hash(run.config),
+                component=run.config.defense.use,
+                training=_passes(folders[place]),
+            )
+        )
     return found
 
 

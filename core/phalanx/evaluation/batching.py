@@ -6,6 +6,7 @@ import os
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from phalanx import randomness
 from phalanx.attack import answering
@@ -13,7 +14,8 @@ from phalanx.defense import DefendedModel
 from phalanx.evaluation.cell import BLOCK, CHUNK, device_of
 
 _SHARE = 0.25
-"""Of the memory that is free: attacks keep several copies, and other processes live too."""
+"""Of the memory that there is: attacks keep several copies, and other processes live too. What is
+free changes from call to call, and the number of images is a part of a block's key."""
 _KEPT = 3
 """Copies of each layer's output: itself, its gradient, and what the layer makes on its way."""
 
@@ -28,12 +30,12 @@ def automatic_batch(model: DefendedModel, shape: tuple[int, int, int]) -> int:
         model: what is attacked.
         shape: of an image, ``(C, H, W)``.
     """
-    free = _free(device_of(model))
+    whole = _free(device_of(model))
     largest = max((_bytes(model, view.open, shape) for view in model.views().values()), default=0)
-    if free is None or not largest:
+    if whole is None or not largest:
         return BLOCK
     batch = BLOCK
-    while batch > CHUNK and batch * largest * _KEPT > _SHARE * free:
+    while batch > CHUNK and batch * largest * _KEPT > _SHARE * whole:
         batch //= 2
     return batch
 
@@ -48,8 +50,10 @@ def _bytes(model: DefendedModel, opened: object, shape: tuple[int, int, int]) ->
             total += output.numel() * output.element_size()
 
     parts = [part for part in model.modules() if not list(part.children())]
-    handles = [part.register_forward_hook(watch) for part in parts]
+    handles: list[RemovableHandle] = []
     try:
+        for part in parts:
+            handles.append(part.register_forward_hook(watch))
         with randomness.seeded("batch"), answering(model), torch.no_grad():
             opened(0)(torch.zeros(1, *shape, device=device_of(model)))  # type: ignore[operator]
     except Exception:  # a view or a network raises anything; its cell will say what
@@ -61,11 +65,10 @@ def _bytes(model: DefendedModel, opened: object, shape: tuple[int, int, int]) ->
 
 
 def _free(device: torch.device) -> int | None:
-    """Free memory in bytes, where it can be told."""
+    """The device's memory in bytes, where it can be told."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(free)
+        return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):  # a system that does not tell
         return None

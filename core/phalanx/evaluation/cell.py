@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -26,7 +27,14 @@ from phalanx.attack import Attack, attacking
 from phalanx.attacks.balls import per_row, within
 from phalanx.attacks.crafting import doubtful
 from phalanx.defense import DefendedModel, View
-from phalanx.errors import AttackInapplicable, PhalanxError, PluginContractError
+from phalanx.errors import (
+    AttackInapplicable,
+    EvaluationError,
+    PluginContractError,
+    PluginError,
+    StorageError,
+    ThreatModelError,
+)
 from phalanx.evaluation.judge import Judge
 from phalanx.evaluation.metering import Metered, Passes
 from phalanx.evaluation.opened import Function, Opened
@@ -216,20 +224,19 @@ class CellRun:
         device = device_of(self.model)
         x, y = images.x.to(device), images.y.to(device)
         self._passes.forwards = self._passes.backwards = 0
-        with self._seeded(first):
+        with self._seeded(first), blamed(self.attack):
             found = self._examples(x, y, first)
             kept = within(found, x, self.attack.threat)
             examples = torch.where(per_row(kept, x), found, x).cpu()
         forwards, backwards = self._passes.forwards / len(x), self._passes.backwards / len(x)
         judged = self.outcome(images, first, examples)
-        say = getattr(self.attack, "note", None)
         outcome = replace(
             judged,
             forwards=forwards,
             backwards=backwards,
             violations=int((~kept).sum()),
             fixed_draw=self.view.fixed_draw,
-            note=say(judged.classes) if callable(say) else "",
+            note=_note(self.attack, judged.classes),
         )
         return examples, outcome
 
@@ -272,14 +279,7 @@ def _run(
     """The attack's examples, detached and of the images' type."""
     generator = randomness.generator(*key, device=x.device)
     name = type(attack).__name__
-    try:
-        found = attack(module, x.clone(), y.clone(), generator=generator)
-    except PhalanxError:
-        raise
-    except Exception as error:  # third-party attacks raise anything
-        raise AttackInapplicable(
-            f"{name} failed on this view: {type(error).__name__}: {error}"
-        ) from error
+    found = attack(module, x.clone(), y.clone(), generator=generator)
     if not isinstance(found, Tensor) or found.shape != x.shape:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise PluginContractError(
@@ -287,6 +287,32 @@ def _run(
             plugin=type(attack).__module__,
         )
     return found.detach().to(x)
+
+
+@contextmanager
+def blamed(attack: Attack[Any]) -> Iterator[None]:
+    """Make what an attack, or the function that it asks, raises inside the end of its cell alone.
+
+    Raises:
+        AttackInapplicable: for all but errors that end a cell as they are, and a full disk.
+    """
+    try:
+        yield
+    except (EvaluationError, ThreatModelError, PluginError, StorageError):
+        raise
+    except (Exception, SystemExit) as error:  # third-party attacks and networks raise anything
+        raise AttackInapplicable(
+            f"{type(attack).__name__} failed on this view: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _note(attack: Attack[Any], classes: int) -> str:
+    """What an attack says of itself, or ''."""
+    say = getattr(attack, "note", None)
+    if not callable(say):
+        return ""
+    with blamed(attack):
+        return str(say(classes))
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from phalanx.attack import attacking
+from phalanx.attack import answering, attacking
 from phalanx.attacks.apgd import APGDCE
 from phalanx.attacks.config import APGDConfig
 from phalanx.errors import PhalanxError, StorageError
 from phalanx.evaluation import checks, scoring
 from phalanx.evaluation.examined import SHOWN, Examined
 from phalanx.evaluation.facts import BLACK_BOX, LOSSES, facts_of, steps_of
-from phalanx.evaluation.findings import Check
+from phalanx.evaluation.findings import Check, Status
 from phalanx.evaluation.planning import ADAPTIVE, averages
 from phalanx.specs import L1, L2, Linf, Threat
 
@@ -33,7 +33,9 @@ def free(examined: Examined) -> Iterator[Check]:
     def asked(name: str, ask: Callable[[Any], Check]) -> Check:
         def make() -> Check:
             with attacking(model), torch.no_grad():
-                return ask(model.serve(1))
+                served = model.serve(1)
+                with answering(served):  # a view may put modules of its own around the model
+                    return ask(served)
 
         return tried(name, lambda: examined.kept(name, make))
 
@@ -56,12 +58,13 @@ def core(examined: Examined) -> Iterator[Check]:
     yield tried("black_box", lambda: checks.black_box(base, examined.outcomes(*BLACK_BOX)))
     yield tried("transfer", lambda: checks.transfer(base, examined.sources()))
     yield tried("unbounded", lambda: _unbounded(examined))
-    yield tried("converged_steps", lambda: _converged(examined, base))
+    converged = tried("converged_steps", lambda: _converged(examined, base))
+    yield converged
     yield tried("one_step", lambda: _one_step(examined, base))
     yield tried("eot_k", lambda: _eot(examined))
     yield tried("ensemble_reweight", lambda: _reweighed(examined, base))
     yield from _adaptive(examined)
-    yield from _path(examined)
+    yield from _path(examined, converged.status)
 
 
 def _gradients(examined: Examined) -> Iterator[Check]:
@@ -73,20 +76,28 @@ def _gradients(examined: Examined) -> Iterator[Check]:
     def asked(name: str, ask: Callable[[Any], Check]) -> Check:
         def make() -> Check:
             with attacking(model):
-                return ask(examined.function_for_gradients())
+                function = examined.function_for_gradients()
+                with attacking(function):
+                    return ask(function)
 
         return tried(name, lambda: examined.kept(name, make))
 
     for name in ("margin", *sorted(str(one) for one in ascended - {"margin"})):
-        yield asked(f"grad_bad:{name}", partial(_bad, x=x, y=y, name=name))
+        yield asked(f"grad_bad:{name}", partial(_bad, x=x, y=y, name=name, batch=examined.batch))
     yield asked(
-        "grad_fd", lambda f: checks.grad_fd(f, x, y, generator=examined.generator("fd", seed))
+        "grad_fd",
+        lambda f: checks.grad_fd(
+            f, x, y, generator=examined.generator("fd", seed), batch=examined.batch
+        ),
     )
     if not model.stochastic:
         yield asked("grad_deployed", lambda f: _estimator(examined))
-    members = model.members
+    members = examined.members
     if len(members) > 1:
-        yield asked("ensemble_dominance", lambda _: checks.ensemble_dominance(members, x, y))
+        yield asked(
+            "ensemble_dominance",
+            lambda _: checks.ensemble_dominance(members, x, y, batch=examined.batch),
+        )
     threat = examined.threat
     if isinstance(threat, Linf | L2 | L1):
         yield asked(
@@ -101,9 +112,9 @@ def _gradients(examined: Examined) -> Iterator[Check]:
         )
 
 
-def _bad(function: Any, *, x: torch.Tensor, y: torch.Tensor, name: str) -> Check:
+def _bad(function: Any, *, x: torch.Tensor, y: torch.Tensor, name: str, batch: int) -> Check:
     """Images without a usable gradient of one loss."""
-    return checks.grad_bad(function, x, y, loss=LOSSES[name], name=name)
+    return checks.grad_bad(function, x, y, loss=LOSSES[name], name=name, batch=batch)
 
 
 def _estimator(examined: Examined) -> Check:
@@ -148,7 +159,8 @@ def _unbounded(examined: Examined) -> Check:
     }
     q = both(examined, doubled(examined), whole[type(threat)])
     if q is None:
-        return checks.not_run("unbounded", "No gradient attack can run on this model.")
+        why = examined.unable("No gradient attack can run on this model.")
+        return checks.not_run("unbounded", why)
     return checks.unbounded(q)
 
 
@@ -157,14 +169,15 @@ def _converged(examined: Examined, base: torch.Tensor | None) -> Check:
         return checks.converged_steps(None, torch.zeros(0))
     q = both(examined, doubled(examined))
     if q is None:
-        return checks.not_run("converged_steps", "No gradient attack can run on this model.")
+        why = examined.unable("No gradient attack can run on this model.")
+        return checks.not_run("converged_steps", why)
     return checks.converged_steps(base, q)
 
 
 def _one_step(examined: Examined, base: torch.Tensor | None) -> Check:
     outcome = examined.attacked("fgsm", {})
     if outcome is None:
-        return checks.not_run("one_step", "FGSM cannot run on this model.")
+        return checks.not_run("one_step", examined.unable("FGSM cannot run on this model."))
     return checks.one_step(base, scoring.shares(outcome.bits))
 
 
@@ -188,13 +201,15 @@ def _eot(examined: Examined) -> Check:
             examined.attacked("apgd-ce", {"steps": 20, "eot": k}, view="deployed") for k in (10, 20)
         ]
         if None in outcomes:
-            return checks.not_run("eot_k", "APGD over several draws cannot run on this model.")
+            why = examined.unable("APGD over several draws cannot run on this model.")
+            return checks.not_run("eot_k", why)
         plain, double = (scoring.shares(one.bits) for one in outcomes if one is not None)
     frozen = examined.attacked(
         "apgd-ce", {"steps": 100}, view="deployed", subject=examined.frozen()
     )
     if frozen is None:
-        return checks.not_run("eot_k", "APGD cannot run on a frozen draw of this model.")
+        why = examined.unable("APGD cannot run on a frozen draw of this model.")
+        return checks.not_run("eot_k", why)
     return checks.eot_k(plain, double, scoring.shares(frozen.bits))
 
 
@@ -226,45 +241,58 @@ def _adaptive(examined: Examined) -> Iterator[Check]:
         ]
 
     own, rest = outcomes(True), outcomes(False)  # noqa: FBT003
+    asked = any(one.protocol == ADAPTIVE for one in examined.plan.also)
     if own:
         yield checks.adaptive(checks.all_right(own), checks.all_right(rest or own))
-    elif model.stochastic or len(model.members) > 1:
-        yield checks.adaptive(None, torch.zeros(0))
+    elif asked or model.stochastic or len(examined.members) > 1:
+        missing = checks.adaptive(None, torch.zeros(0))
+        why = (
+            "The defense's adaptive attack did not run; the failed cells say why."
+            if asked
+            else "No adaptive attack ran: protocol 'adaptive' runs those that the defense's plugin "
+            "names."
+        )
+        yield missing.model_copy(update={"reason": why})
     else:
         why = "For a single, deterministic model the standard set is the adaptive attack."
         yield checks.not_applicable("adaptive", why)
 
 
-def _path(examined: Examined) -> Iterator[Check]:
+def _path(examined: Examined, converged: Status) -> Iterator[Check]:
     """APGD-CE again, watched: silent success, unfinished ascent, a loss that misleads."""
     names = ("silent", "incomplete", "loss_rank")
 
     def make() -> list[dict[str, Any]]:
         x, y = examined.images()
         function = examined.opened(examined.main_view)
+        watched = function if not examined.model.stochastic else examined.opened("expected")
         attack = APGDCE(APGDConfig(threat=examined.threat, steps=100))
-        with attacking(examined.model), attacking(function):
-            watched = function if not examined.model.stochastic else examined.opened("expected")
-            observer = checks.PathObserver(watched, y)
-            final = attack(
-                _Declared(function, rowwise=examined.closed),
-                x,
-                y,
-                generator=examined.generator("path", examined.loop.maker.seed),
-                observe=observer,
-            )
-            with torch.no_grad():
-                right = watched(final).argmax(1) == y
-        path = observer.path()
+        paths: list[checks.Path] = []
+        left: list[torch.Tensor] = []
+        size = examined.batch
+        with attacking(examined.model), attacking(function), attacking(watched):
+            for images, labels in zip(x.split(size), y.split(size), strict=True):
+                observer = checks.PathObserver(watched, labels)
+                final = attack(
+                    _Declared(function, rowwise=examined.closed),
+                    images,
+                    labels,
+                    generator=examined.generator("path", examined.loop.maker.seed, len(paths)),
+                    observe=observer,
+                )
+                with torch.no_grad():
+                    left.append((watched(final).argmax(1) == labels).cpu())
+                paths.append(observer.path())
+        path, right = checks.joined(paths), torch.cat(left)
         found = [
-            checks.silent(path, right.cpu()),
-            checks.incomplete(path, right.cpu(), converged="pass"),
+            checks.silent(path, right),
+            checks.incomplete(path, right, converged=converged),
             checks.loss_rank(path),
         ]
         return [one.model_dump(mode="json") for one in found]
 
     try:
-        made = examined.kept_value("path", make)
+        made = examined.kept_value(f"path:{converged}", make)
         yield from (Check.model_validate(one) for one in made)
     except NOT_OF_THE_MODEL:
         raise

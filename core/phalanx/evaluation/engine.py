@@ -23,7 +23,7 @@ from phalanx.defense import DefendedModel
 from phalanx.errors import (
     EvaluationError,
     PhalanxError,
-    PluginContractError,
+    PluginError,
     ThreatModelError,
     ValidityWarning,
 )
@@ -34,7 +34,7 @@ from phalanx.evaluation.store import BlockStore
 from phalanx.evaluation.subjects import digest_of_batch
 from phalanx.phase import Batch
 
-CELL_ERRORS = (EvaluationError, ThreatModelError, PluginContractError)
+CELL_ERRORS = (EvaluationError, ThreatModelError, PluginError)
 """What ends one cell and lets the others go on."""
 _WAIT = 0.1
 """Seconds between two looks for what another process computes."""
@@ -100,7 +100,14 @@ class Job:
 
     def received_by(self, cell: Cell, count: int) -> Outcome:
         """A target's outcome likewise."""
-        return joined([self.received[cell][first] for first in range(0, count, BLOCK)])
+        blocks = [self.received[cell][first] for first in range(0, count, BLOCK)]
+        return joined(blocks).of_rows(slice(0, count))
+
+    def has_received(self, cell: Cell, count: int) -> bool:
+        """Whether a target has answered on all of the first `count` images."""
+        blocks = self.received[cell]
+        ends = [first + done.bits.shape[1] for first, done in blocks.items()]
+        return max(ends) >= count and all(first in blocks for first in range(0, count, BLOCK))
 
     def done(self) -> int:
         """How many of the first images are finished."""
@@ -151,10 +158,8 @@ class Engine:
         while left and not self.late:
             waiting = []
             for job, block in left:
-                if not job.over and not self._settled(job, block):
-                    run, batch = self._run(job), job.split.fetch(_rows(block))
-                    if run is not None and not self._claimed(job, block, batch, run):
-                        waiting.append((job, block))
+                if not job.over and not self._settled(job, block) and not self._claimed(job, block):
+                    waiting.append((job, block))
             left = waiting
             if left:
                 time.sleep(_WAIT)
@@ -224,7 +229,7 @@ class Engine:
             if job.over or self._settled(job, block):
                 continue
             if self.late:
-                break
+                continue  # what is stored is read all the same
             self.progress.cell_started(job.shown)
             run = runs.get(place) or self._run(job)
             if run is not None:
@@ -257,16 +262,24 @@ class Engine:
         self._take(job, block, own, received)
         return True
 
-    def _claimed(self, job: Job, block: Block, batch: Batch, run: CellRun) -> bool:
-        """Compute a block unless another process does; whether that is settled here."""
+    def _claimed(
+        self, job: Job, block: Block, batch: Batch | None = None, run: CellRun | None = None
+    ) -> bool:
+        """Compute a block unless another process does; whether that is settled here.
+
+        Images and what computes are made where they lack, once the block is claimed.
+        """
         with self.store.claim(block) as free:
             if not free:
                 return False
             if not self._settled(job, block):
-                try:
-                    self._compute(job, block, batch, run)
-                except CELL_ERRORS as error:
-                    self._fail(job, error)
+                run = self._run(job) if run is None else run
+                if run is not None:
+                    batch = job.split.fetch(_rows(block)) if batch is None else batch
+                    try:
+                        self._compute(job, block, batch, run)
+                    except CELL_ERRORS as error:
+                        self._fail(job, error)
         return True
 
     def _run(self, job: Job) -> CellRun | None:

@@ -111,7 +111,12 @@ def evaluate(
     if limit is None and not attacks:
         limit = load_protocol(protocol, registry=registry).limit
     images = images_of(data, limit)
-    subject = Subject(name or name_of(defended), defended, digest_of(defended))
+    subject = Subject(
+        name or name_of(defended),
+        defended,
+        digest_of(defended),
+        component=str(getattr(defended, "component", "")),
+    )
     default: Threat | None = parse_threat(threat) if threat is not None else images.threat
     if attacks:
         tables = [parse_attack(one) if isinstance(one, str) else one for one in attacks]

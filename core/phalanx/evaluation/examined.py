@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from phalanx.data.sets import Split
 from phalanx.defense import DefendedModel, View, one_draw
 from phalanx.errors import ArtifactError
 from phalanx.evaluation import scoring
-from phalanx.evaluation.cell import BLOCK, Outcome, device_of
+from phalanx.evaluation.cell import BLOCK, CHUNK, FORMAT, Outcome, device_of
 from phalanx.evaluation.checks import DEFAULTS, Thresholds, all_right
 from phalanx.evaluation.facts import is_base
 from phalanx.evaluation.findings import Check
 from phalanx.evaluation.loop import Attacked, Loop, Measurements
 from phalanx.evaluation.protocol import resolve_attack
-from phalanx.evaluation.subjects import Plan, Subject
+from phalanx.evaluation.subjects import Plan, Subject, digest_of_batch, members_of
 from phalanx.evaluation.tasks import Task
 from phalanx.specs import Threat
 from phalanx.training.files import read_json, write_json
@@ -49,8 +49,8 @@ class Frozen(DefendedModel):
 
     def draw(self, x: Tensor, generator: Generator | None) -> Tensor:
         """The fixed draw: images ``(N, C, H, W)`` to scores ``(N, K)``."""
-        scores: Tensor = self.function(x)
-        return scores
+        parts = [self.function(part) for part in x.split(CHUNK)]  # the same draws in any batch
+        return torch.cat(parts)
 
     def views(self) -> dict[str, View]:
         """``deployed`` alone; a fixed draw meets other batches with other numbers."""
@@ -71,6 +71,7 @@ class Examined:
         thresholds: of all checks.
         rows: of the validity subset, within the evaluated images.
         split: these images.
+        digest: of these images and labels.
     """
 
     subject: Subject
@@ -82,6 +83,7 @@ class Examined:
     thresholds: Thresholds = DEFAULTS
     rows: Tensor = field(init=False)
     split: Split = field(init=False)
+    digest: str = field(init=False)
 
     def __post_init__(self) -> None:
         name = self.subject.name
@@ -91,6 +93,7 @@ class Examined:
         chosen = right[torch.randperm(len(right), generator=stream)[:SUBSET]]
         self.rows = chosen.sort().values
         self.split = self.loop.images.split.subset(self.rows)
+        self.digest = digest_of_batch(self.split.fetch(slice(None)))
 
     # ------------------------------------------------------------ images and functions
 
@@ -98,6 +101,16 @@ class Examined:
     def model(self) -> DefendedModel:
         """The defense's model."""
         return self.subject.model
+
+    @property
+    def members(self) -> Sequence[nn.Module]:
+        """The model's members; () where it fails to tell them."""
+        return members_of(self.model)
+
+    def unable(self, otherwise: str) -> str:
+        """Why `attacked` gave nothing, where it is not the time."""
+        late = self.loop.engine.late
+        return "The time budget was over before it could run." if late else otherwise
 
     @property
     def closed(self) -> bool:
@@ -109,6 +122,11 @@ class Examined:
         batch = self.split.fetch(slice(0, min(count, len(self.rows))))
         device = device_of(self.model)
         return batch.x.to(device), batch.y.to(device)
+
+    @property
+    def batch(self) -> int:
+        """Images of which gradients are taken at once."""
+        return self.loop.maker.batch_of(self.subject, self.split)
 
     def generator(self, *purpose: str | int) -> Generator:
         """A generator of a check's draws, on the model's device."""
@@ -224,13 +242,15 @@ class Examined:
         key = {
             "what": what,
             "weights": self.subject.sha256,
+            "format": FORMAT,
             "data": self.loop.images.name,
             "rows": self.rows.tolist(),
+            "images": self.digest,
             "block": [self.loop.maker.seed, str(self.threat)],
             "thresholds": self.thresholds.model_dump(mode="json"),
         }
         if self.folder is None:
-            return make()
+            return self._seeded(what, make)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
         path = self.folder / f"{digest}.json"
         if path.exists():
@@ -238,9 +258,14 @@ class Examined:
                 return read_json(path)
             except ArtifactError:
                 pass  # damaged: it is made again
-        value = make()
+        value = self._seeded(what, make)
         write_json(path, value)
         return value
+
+    def _seeded(self, what: str, make: Callable[[], Any]) -> Any:
+        """What is made with the global generators keyed, for models that draw from them."""
+        with randomness.seeded("validity", self.loop.maker.seed, what):
+            return make()
 
 
 def blocks_of(count: int) -> int:

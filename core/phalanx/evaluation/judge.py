@@ -14,8 +14,9 @@ from phalanx.errors import (
     DataError,
     EvaluationError,
     NonFiniteError,
-    PhalanxError,
     PluginContractError,
+    PluginError,
+    StorageError,
 )
 from phalanx.evaluation.scoring import Draws
 
@@ -69,7 +70,7 @@ class Judge:
         try:
             for function in self._functions(first_row):
                 yield function.eval()(x.clone())
-        except PhalanxError:
+        except (EvaluationError, PluginError, StorageError):
             raise
         except (Exception, SystemExit) as error:  # somebody's network raises anything
             raise EvaluationError(

@@ -61,9 +61,8 @@ class Measurements:
             if source == name:
                 continue
             for one in self.attacked[source]:
-                for cell, blocks in one.job.received.items():
-                    whole = sum(block.bits.shape[1] for block in blocks.values())
-                    if cell.weights == sha256 and whole >= count > 0:
+                for cell in one.job.received:
+                    if cell.weights == sha256 and count and one.job.has_received(cell, count):
                         outcome = one.job.received_by(cell, count)
                         found.setdefault((source, one.task.threat), []).append(outcome)
         return found
@@ -134,6 +133,7 @@ class Loop:
             own = [(Task(subject), clean[subject.name])] if subject.name in clean else []
             own += [(one.task, one.job) for one in attacked[subject.name]]
             found.counts[subject.name] = self._settle(own)
+        self._level(found, {s.name: counts[s.name] for s in subjects})
         self._say_batches(subjects)
         return found
 
@@ -191,14 +191,19 @@ class Loop:
                 reason=str(error),
             )
             self.failed.append((failure, error))
-        whole = max((job.count for _, job in jobs), default=0)
-        count = min(done, default=0)
-        if 0 < count < whole:
-            self.notes.append(
-                f"{jobs[0][0].subject.name}: the time budget was over after {count} of {whole} "
-                "images, which its rows are of; the same command goes on from there."
-            )
-        return count
+        return min(done, default=0)
+
+    def _level(self, found: Measurements, wanted: dict[str, int]) -> None:
+        """Cut all models to the images that the slowest one finished, so that transfer is whole."""
+        cut = [count for name, count in found.counts.items() if 0 < count < wanted[name]]
+        for name, count in found.counts.items():
+            found.counts[name] = min([count, *cut])
+            if 0 < found.counts[name] < wanted[name]:
+                self.notes.append(
+                    f"{name}: the time budget was over after {found.counts[name]} of "
+                    f"{wanted[name]} images, which its rows are of; the same command goes on from "
+                    "there."
+                )
 
     def _say_batches(self, subjects: Sequence[Subject]) -> None:
         for subject in subjects:

@@ -60,9 +60,12 @@ class Opened:
         self._passes = passes
         self._functions: dict[int, Function] = {}
         self._last: tuple[tuple[int, ...], Function] | None = None
+        self._block: int | None = None
 
     def at(self, *, block: int, chunk: int) -> Function:
         """The function that images of this chunk of this block are attacked through."""
+        if block != self._block:  # a copy is tried on its own block's images, in any order
+            self._block, self._last, self._functions = block, None, {}
         if self._view.fixed_draw:
             return self._open(chunk)
         parts = () if self._view.rowwise else (block,)

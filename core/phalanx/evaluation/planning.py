@@ -9,11 +9,12 @@ from pydantic import ValidationError
 
 from phalanx import randomness
 from phalanx.attack import answering
+from phalanx.config import UseAttack
 from phalanx.errors import ConfigError, UnknownComponentError
 from phalanx.evaluation.cell import device_of
 from phalanx.evaluation.facts import is_base
 from phalanx.evaluation.protocol import Extra, Protocol, load_protocol, resolve_attack
-from phalanx.evaluation.subjects import Also, Plan, Subject
+from phalanx.evaluation.subjects import Also, Plan, Subject, members_of
 from phalanx.registry import Registry
 from phalanx.runfile import config_error_from_validation, protocol_files
 from phalanx.specs import Threat
@@ -84,11 +85,16 @@ def plan_of(
     )
 
 
-def surrogate_plan(plan: Plan) -> Plan:
-    """How examples are made on a surrogate: by the plan's attacks that follow gradients."""
-    given = plan.attacks or plan.uses  # a paper's protocol may name none for every view
-    white = tuple(use for use in given if is_base(use))
-    return Plan(white or given[:1], ("deployed",), plan.limit, plan.protocol)
+def surrogate_plan(*plans: Plan) -> Plan:
+    """How examples are made on a surrogate: by the plans' attacks that follow gradients."""
+    found: list[UseAttack] = []
+    for plan in plans:
+        given = plan.attacks or plan.uses  # a paper's protocol may name none for every view
+        white = tuple(use for use in given if is_base(use))
+        found += [use for use in white or given[:1] if use not in found]
+    limits = [plan.limit for plan in plans if plan.limit is not None]
+    limit = max(limits) if len(limits) == len(plans) else None
+    return Plan(tuple(found), ("deployed",), limit, plans[0].protocol)
 
 
 def paper_protocol(component: str, *, threat: Threat | None, registry: Registry) -> Protocol | None:
@@ -139,7 +145,7 @@ def _fits(only: str, subject: Subject, shape: Sequence[int]) -> bool:
     if only == "deterministic":
         return not model.stochastic
     if only == "ensembles":
-        return len(model.members) > 1
+        return len(members_of(model)) > 1
     return averages(subject, shape)
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, ValidationError
 
 from phalanx.config import AttackConfig, UseAttack
-from phalanx.errors import UnknownComponentError
+from phalanx.errors import ConfigError, UnknownComponentError
 from phalanx.registry import Registry, default_registry
 from phalanx.runfile import (
     config_error_from_validation,
@@ -75,7 +75,11 @@ def load_protocol(
         raise UnknownComponentError(f"unknown protocol {name!r}; {hint}known: {', '.join(known)}")
     text = known[name].read_text(encoding="utf-8")
     try:
-        return Protocol.model_validate(tomllib.loads(text), context=_context(threat, registry))
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError([f"is not TOML: {error}"], source=f"protocol {name!r}") from error
+    try:
+        return Protocol.model_validate(table, context=_context(threat, registry))
     except ValidationError as error:
         raise config_error_from_validation(error, f"protocol {name!r}") from error
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -52,7 +52,8 @@ class BlockStore:
         self._found: dict[str, Outcome] = {}
         self._samples: dict[str, Tensor] = {}
         if folder is not None:
-            remove_parts(folder, older_than=_ABANDONED)
+            for place in (folder, folder.parent / EXAMPLES, folder.parent / SAMPLES):
+                remove_parts(place, older_than=_ABANDONED)
 
     def path(self, block: Block) -> Path | None:
         """The block's file, there or not."""
@@ -96,11 +97,14 @@ class BlockStore:
         if self.folder is None:
             yield True
             return
-        try:
-            with claimed(self.folder / f".{block.key}.claim"):
-                yield True
-        except OutputError:
-            yield False
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(claimed(self.folder / f".{block.key}.claim"))
+            except OutputError:
+                free = False
+            else:
+                free = True
+            yield free
 
     def keep(self, block: Block, examples: Tensor) -> None:
         """Write a block's adversarial images ``(n, C, H, W)``, if they are to be kept."""

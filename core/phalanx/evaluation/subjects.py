@@ -193,6 +193,14 @@ def name_of(model: nn.Module) -> str:
     return model.title if isinstance(model, Foreign) else type(model).__name__
 
 
+def members_of(model: DefendedModel) -> Sequence[nn.Module]:
+    """A model's members; () where it fails to tell them."""
+    try:
+        return tuple(model.members)
+    except Exception:  # somebody's model raises anything
+        return ()
+
+
 def check_model(model: object) -> None:
     """Refuse what is no defended model.
 
@@ -280,9 +288,8 @@ def digest_of(model: nn.Module) -> str:
     for name, value in (*state.items(), *others.items()):
         digest.update(name.encode())
         digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
-    if isinstance(model, Foreign):
-        for name, part in model.named_modules():
-            digest.update(name.encode() + _plain(_attributes(part)))
+    for name, part in model.named_modules():
+        digest.update(name.encode() + _plain(_attributes(part)))
     return digest.hexdigest()
 
 

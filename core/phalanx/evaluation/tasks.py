@@ -141,7 +141,7 @@ class JobMaker:
             attack=task.identity,
             threat=task.threat,
             seed=self.seed,
-            batch=BLOCK if task.use is None else self._batch(task.subject, split),
+            batch=BLOCK if task.use is None else self.batch_of(task.subject, split),
         )
         return Job(
             cell,
@@ -166,7 +166,8 @@ class JobMaker:
         view = _guarded(task.view, task.view_name)
         return CellRun(task.subject.model, cell, view=view, attack=attack)
 
-    def _batch(self, subject: Subject, split: Split) -> int:
+    def batch_of(self, subject: Subject, split: Split) -> int:
+        """Images of a subject to attack at once."""
         if self.batch is not None:
             return self.batch
         if subject.sha256 not in self.batches:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from phalanx import randomness
 from phalanx.evaluation import checks, contents
 from phalanx.evaluation.cell import TRANSFER
 from phalanx.evaluation.checks import AttackFacts
@@ -52,6 +53,7 @@ class Judged:
     examples: tuple[Example, ...]
 
 
+@randomness.seeded("examine")  # for networks that draw from the global generators
 def examine(
     subject: Subject,
     plan: Plan,

@@ -26,6 +26,8 @@ from phalanx.training.files import read_tensors
 
 TOLERANCE = 1e-6
 """Pixel units by which rounding may exceed ball or box."""
+ROUNDING = 0.005
+"""Share of images that another device's rounding may decide otherwise."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Verified:
         stored: accuracy as the evaluation has it on these images; None where it is gone.
         again: accuracy on draws that nobody saw; the same for a deterministic model. An example
             that is outside counts as its clean image.
+        exact: whether the draws are all that there are, so that `again` must be as `stored`.
     """
 
     defense: str
@@ -54,6 +57,7 @@ class Verified:
     excess: float
     stored: float | None
     again: float
+    exact: bool
 
 
 def verify(
@@ -105,6 +109,7 @@ class _Part:
     excess: float
     stored: float | None
     again: float
+    exact: bool
 
 
 def _part(
@@ -142,6 +147,7 @@ def _part(
         excess=float(over.max()),
         stored=None if stored is None else accuracy(stored.bits),
         again=accuracy(bits),
+        exact=judge.draws == "exact",
     )
 
 
@@ -163,6 +169,7 @@ def _together(cell: Cell, defense: str, parts: Sequence[_Part]) -> Verified:
         excess=max(part.excess for part in parts),
         stored=mean(known) if len(known) == len(parts) else None,
         again=mean([part.again for part in parts]),
+        exact=all(part.exact for part in parts),
     )
 
 
@@ -193,3 +200,8 @@ def problems(found: Sequence[Verified]) -> Iterator[str]:
         if one.outside:
             by = f"by up to {one.excess:.2g}"
             yield f"{name}: {one.outside} of {one.images} leave ball or box {by}"
+        elif one.exact and one.stored is not None and abs(one.again - one.stored) > ROUNDING:
+            yield (
+                f"{name}: {100 * one.stored:.2f} % as stored, {100 * one.again:.2f} % again, "
+                "though the model has no draws that could differ; were its files changed?"
+            )

@@ -83,6 +83,7 @@ def build_model(config: RunConfig, task: Task) -> DefendedModel:
         kind = type(model).__name__
         raise registry.broken(use.kind, use.use, f"build() gave {kind}, not a DefendedModel")
     model.task = task
+    model.component = config.defense.use
     return model
 
 

@@ -29,6 +29,8 @@ STEP = 1e-3
 """h of the central differences."""
 DIRECTIONS = 16
 DRAWS = 100
+BATCH = 256
+"""Images whose graph is held at once, unless less memory is there."""
 DOMINANT = 0.9
 """Share of the members' gradient norms above which one member dominates."""
 _MACHINE = (torch.cuda.OutOfMemoryError, MemoryError)  # say nothing of the model
@@ -41,6 +43,7 @@ def grad_bad(
     *,
     loss: LabelLoss,
     name: str,
+    batch: int = BATCH,
     thresholds: Thresholds = DEFAULTS,
 ) -> Check:
     """Share of images whose whole gradient is zero, NaN or infinite: no entry can be followed.
@@ -53,11 +56,12 @@ def grad_bad(
         y: labels ``(N,)``.
         loss: what an attack ascends.
         name: its name; the check's id is ``grad_bad:name``.
+        batch: images at a time.
         thresholds: of the share.
     """
     check, limits, n = f"grad_bad:{name}", thresholds.grad_bad, len(x)
     try:
-        _, gradient = input_gradient(lambda images: loss(scores(images), y), x)
+        gradient = _gradient(scores, x, y, loss, batch)
     except _MACHINE:
         raise
     except Exception as error:  # somebody's network raises anything
@@ -84,6 +88,7 @@ def grad_fd(
     y: Tensor,
     *,
     generator: Generator,
+    batch: int = BATCH,
     thresholds: Thresholds = DEFAULTS,
 ) -> Check:
     """Whether autograd's gradient is the slope of the function: the median cosine over images.
@@ -95,11 +100,16 @@ def grad_fd(
         x: images ``(N, C, H, W)``.
         y: labels ``(N,)``.
         generator: of noise and directions, on x's device.
+        batch: images at a time.
         thresholds: of the median.
     """
     words = f"{thresholds.grad_fd.words()} (median over images)"
     try:
-        slopes, differences = directional(scores, x, y, generator=generator)
+        parts = [
+            directional(scores, images, labels, generator=generator)
+            for images, labels in zip(x.split(batch), y.split(batch), strict=True)
+        ]
+        slopes, differences = (torch.cat(both) for both in zip(*parts, strict=True))
     except _MACHINE:
         raise
     except Exception as error:  # somebody's network raises anything; `grad_bad` counts it
@@ -189,6 +199,7 @@ def ensemble_dominance(
     y: Tensor,
     *,
     loss: LabelLoss = cross_entropy,
+    batch: int = BATCH,
     thresholds: Thresholds = DEFAULTS,
 ) -> Check:
     """Share of images of which one member has more than 90 % of the members' gradient norms.
@@ -198,13 +209,14 @@ def ensemble_dominance(
         x: images ``(N, C, H, W)``.
         y: labels ``(N,)``.
         loss: of each member; images without any gradient are dominated by none.
+        batch: images at a time.
         thresholds: of the share.
     """
     limits, n = thresholds.ensemble_dominance, len(x)
     if len(members) < 2:
         return not_run("ensemble_dominance", "One member cannot dominate others.", n=n)
     try:
-        norms = torch.stack([_gradient_norms(member, x, y, loss) for member in members])
+        norms = torch.stack([_gradient_norms(member, x, y, loss, batch) for member in members])
     except _MACHINE:
         raise
     except Exception as error:  # somebody's network raises anything
@@ -223,9 +235,21 @@ def ensemble_dominance(
     )
 
 
-def _gradient_norms(scores: Scores, x: Tensor, y: Tensor, loss: LabelLoss) -> Tensor:
+def _gradient(scores: Scores, x: Tensor, y: Tensor, loss: LabelLoss, batch: int) -> Tensor:
+    """Gradients of the images, so many at a time: ``(N, C, H, W)``."""
+    found = []
+    for images, labels in zip(x.split(batch), y.split(batch), strict=True):
+
+        def objective(z: Tensor, labels: Tensor = labels) -> Tensor:
+            return loss(scores(z), labels)
+
+        found.append(input_gradient(objective, images)[1])
+    return torch.cat(found)
+
+
+def _gradient_norms(scores: Scores, x: Tensor, y: Tensor, loss: LabelLoss, batch: int) -> Tensor:
     """Euclidean norm of each image's gradient: float64 ``(N,)``."""
-    _, gradient = input_gradient(lambda images: loss(scores(images), y), x)
+    gradient = _gradient(scores, x, y, loss, batch)
     norms: Tensor = finite(gradient).double().flatten(1).norm(dim=1)
     return norms
 
