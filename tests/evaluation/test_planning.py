@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from evaluation_toys import Mixed, Plain, Threshold
+from evaluation_toys import Mixed, Plain, Threshold, images
 
+import phalanx
 from phalanx.api import ComponentSpec, Kind, hookimpl
 from phalanx.defense import DefendedModel, View
-from phalanx.errors import ConfigError, PluginHookWarning, UnknownComponentError
+from phalanx.errors import ConfigError, InputError, PluginHookWarning, UnknownComponentError
 from phalanx.evaluation.labels import attack_label
 from phalanx.evaluation.planning import averages, paper_protocol, plan_of, surrogate_plan
 from phalanx.evaluation.protocol import Extra, Protocol, load_protocol, resolve_attack
@@ -418,3 +419,13 @@ def test_views_are_those_of_the_model() -> None:
     model.views = lambda: {"deployed": View(model.serve), "extra": View(model.serve)}  # type: ignore[method-assign]
     plan = planned(model, protocol_of(entry(views=["extra", "expected"])))
     assert [one.view_name for one in tasks_of(subject(model), plan)] == ["extra"]
+
+
+def test_a_protocol_for_other_views_is_refused() -> None:
+    data = images(20)
+    with pytest.raises(InputError) as caught:
+        phalanx.evaluate(Plain(), data, protocol="clm/paper")
+    assert str(caught.value) == (
+        "Plain: no attack of clm/paper runs on a view that it has (deployed); name another "
+        "protocol or attacks"
+    )

@@ -267,6 +267,14 @@ def check_plans(subjects: Sequence[Subject], plans: Sequence[Plan]) -> None:
             raise InputError(
                 f"{subject.name} has no view {asked!r}; it has: {', '.join(subject.model.views())}"
             )
+        views = plan.views_of(subject)
+        if not plan.attacks and not any(
+            not one.views or views.keys() & set(one.views) for one in plan.also
+        ):
+            raise InputError(
+                f"{subject.name}: no attack of {plan.protocol or 'the plan'} runs on a view that "
+                f"it has ({', '.join(views)}); name another protocol or attacks"
+            )
         for use in plan.uses:
             if getattr(use.params, "threat", None) is None:
                 raise ThreatModelError(
