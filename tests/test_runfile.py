@@ -304,7 +304,8 @@ class TestInit:
 
 def test_an_unknown_protocol_is_told_when_the_file_is_read(read):
     assert problems(read, BASE | {"evaluation": {"protocol": "quik"}}) == [
-        "evaluation.protocol: unknown protocol 'quik'; did you mean 'quick'? known: quick, standard"
+        "evaluation.protocol: unknown protocol 'quik'; did you mean 'quick'? known: adaptive, "
+        "quick, standard, union"
     ]
 
 

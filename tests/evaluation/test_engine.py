@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 import time
@@ -62,17 +61,21 @@ def test_rows_do_not_depend_on_what_was_computed_before(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- several processes
 
 
-def work(folder: str, shard: tuple[int, int], n: int) -> None:
-    alone(n, Path(folder), shard=shard)
+SECOND = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_engine import alone
+alone(2000, Path(sys.argv[2]), shard=(2, 2))
+"""
 
 
 def test_two_processes_share_the_blocks_and_both_have_the_whole_report(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    other = context.Process(target=work, args=(str(tmp_path), (2, 2), 2000))
-    other.start()
+    other = subprocess.Popen(
+        [sys.executable, "-c", SECOND, str(Path(__file__).parent), str(tmp_path)]
+    )
     report, log = alone(2000, tmp_path, shard=(1, 2))
-    other.join(60)
-    assert other.exitcode == 0
+    assert other.wait(60) == 0
     assert report.rows == alone(2000)[0].rows
     again, log = alone(2000, tmp_path)
     assert again.rows == report.rows
