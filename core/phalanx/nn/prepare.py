@@ -60,14 +60,15 @@ def prepared(module: nn.Module, example: Tensor) -> nn.Module | None:
             eight are enough.
 
     Returns:
-        The copy, its parameters frozen, in evaluation mode. None for modules with hooks,
-        parametrizations or parts in training mode, compiled ones, other types than float32, other
-        devices than a CPU, fewer than two convolutions, and where copying fails.
+        The copy, its parameters frozen, in evaluation mode. None for modules with hooks (but for
+        forward hooks with a true attribute ``travels``, which the copy has too), parametrizations
+        or parts in training mode, compiled ones, other types than float32, other devices than a
+        CPU, fewer than two convolutions, and where copying fails.
     """
     if not _is_simple(module, example):
         return None
     seen = _Seen()
-    own = _try(copy.deepcopy, module)
+    own = _try(_unwatched, module)
     answer = None if own is None else _try(_traced, own, example, seen)
     if answer is None:
         return None
@@ -78,7 +79,7 @@ def prepared(module: nn.Module, example: Tensor) -> nn.Module | None:
         found: Prepared | None = _try(_changed, module, pairs, layout, seen.rows)
         if found is None:
             continue
-        tried = _try(_answer, copy.deepcopy(found), example)  # its streams stay at their beginning
+        tried = _try(_answer, _unwatched(found), example)  # its streams stay at their beginning
         if tried is not None and _agree(answer, tried):
             return found
     return None
@@ -154,20 +155,23 @@ def _is_simple(module: nn.Module, example: Tensor) -> bool:
 
 
 def _is_special(part: nn.Module) -> bool:
-    """In training mode, watched by a hook, parametrized, scripted or compiled."""
-    hooks = (
-        part._forward_hooks,
-        part._forward_pre_hooks,
-        part._backward_hooks,
-        part._backward_pre_hooks,
-    )
+    """In training mode, watched by a hook that stays behind, parametrized, scripted or compiled."""
     return (
         part.training
-        or any(hooks)
+        or not all(getattr(hook, "travels", False) for hook in part._forward_hooks.values())
+        or any((part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks))
         or is_parametrized(part)
         or isinstance(part, torch.jit.ScriptModule)
         or hasattr(part, "_orig_mod")  # what torch.compile puts around a module
     )
+
+
+def _unwatched(module: nn.Module) -> nn.Module:
+    """A copy without the hooks that travelled with it: trying it is nobody's pass."""
+    found = copy.deepcopy(module)
+    for part in found.modules():
+        part._forward_hooks.clear()
+    return found
 
 
 def _try(function: Any, *arguments: Any) -> Any:

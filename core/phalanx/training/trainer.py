@@ -246,7 +246,7 @@ class Trainer:
         passes = meter.forwards, meter.backwards
         with work.averaged(), randomness.seeded(work.ctx.seed, phase.name, number, "validation"):
             found = validate(phase, self.model, self.data.validation, seed=work.ctx.seed)
-            meter.forwards, meter.backwards = passes
+            meter.restore(*passes)
             if phase.select == "last":
                 return found
             by = ROBUST if ROBUST in found else CLEAN
@@ -317,7 +317,7 @@ class Trainer:
             work.average.load_state(parts["ema"])
         ctx.load_state(tensors)
         ctx.index = position.index
-        meter.forwards, meter.backwards = position.forwards, position.backwards
+        meter.restore(position.forwards, position.backwards)
         self._truncate_log(position.log_bytes)
         work.sums.update(parts["metric"])
         work.examples = position.examples
