@@ -9,7 +9,7 @@ from phalanx import api
 
 SURFACE = """
 API_VERSION Adversarial AdversarialConfig AnyThreat Attack AttackConfig AttackInapplicable Augment
-Backbone Batch BatchTransform Combined ComponentSpec ConfigError CrossEntropyPhase Deciding
+Backbone Batch BatchTransform Check Combined ComponentSpec ConfigError CrossEntropyPhase Deciding
 DefendedModel Defense DefenseConfig Epsilon Goal JointPhase Kind L1 L2 Linf Masked MeanEnsemble
 Member Natural NoBall Normalization Observer OptimizerConfig Paper Perturbation PerturbationConfig
 PerturbationType Perturbing PhalanxError PhalanxWarning Phase PhaseContext Population Pruner
@@ -28,7 +28,7 @@ wrap
 
 def test_api_snapshot():
     assert sorted(api.__all__) == sorted(SURFACE.split())
-    assert api.API_VERSION == (1, 1)
+    assert api.API_VERSION == (1, 2)
 
 
 def test_package_snapshot():

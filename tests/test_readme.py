@@ -29,7 +29,7 @@ def table() -> str:
     others = [_row(*pair) for pair in found if pair[1].kind != Kind.DEFENSE]
     head = ["| {} | what it is | paper | install |", "|---|---|---|---|"]
     lines = [head[0].format("defense"), head[1], *defenses, ""]
-    lines += [head[0].format("pruner or perturbation"), head[1], *others]
+    lines += [head[0].format("attack, pruner or perturbation"), head[1], *others]
     return "\n".join(lines) + "\n"
 
 

@@ -75,6 +75,9 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
     from phalanx.evaluation.diversity.measures import (
         interrater_agreement as interrater_agreement,
     )
+    from phalanx.evaluation.findings import (
+        Check as Check,
+    )
     from phalanx.hookspecs import (
         hookimpl as hookimpl,
     )
@@ -146,7 +149,7 @@ if TYPE_CHECKING:  # `as` says that the name is offered on: mypy does not read t
         Natural as Natural,
     )
 
-API_VERSION = (1, 1)
+API_VERSION = (1, 2)
 
 _HOME = {
     "phalanx.attack": "Attack Observer Scores Targeted attacking may_drop_rows",
@@ -161,6 +164,7 @@ _HOME = {
     "phalanx.defense": "Combined DefendedModel Defense View",
     "phalanx.errors": "AttackInapplicable ConfigError PhalanxError PhalanxWarning ThreatModelError",
     "phalanx.evaluation.diversity.measures": "interrater_agreement",
+    "phalanx.evaluation.findings": "Check",
     "phalanx.hookspecs": "hookimpl",
     "phalanx.nn.capture": "capture",
     "phalanx.nn.ensemble": "MeanEnsemble Population",

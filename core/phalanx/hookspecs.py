@@ -37,7 +37,7 @@ def phalanx_adaptive_attacks(defense: str, threat: str) -> Iterable[Mapping[str,
 def phalanx_validity_checks() -> Iterable[Any]:  # type: ignore[empty-body]  # a specification
     """Checks besides the core's: callables that take a `phalanx.evaluation.validity.Examined`.
 
-    Each returns a `phalanx.evaluation.findings.Check`; none of them is required.
+    Each returns a `phalanx.api.Check`, or None where it does not apply; none of them is required.
     """
 
 
@@ -53,7 +53,11 @@ def phalanx_epoch_finished(run: Mapping[str, Any], metrics: Mapping[str, Any]) -
 
 @hookspec
 def phalanx_attack_finished(run: Mapping[str, Any], row: Mapping[str, Any]) -> None:
-    """A cell of an evaluation ended: `row` is its row of report.json."""
+    """A row of an evaluation has its verdict: `row` is as in report.json.
+
+    `run` has defense, data, seed, out. Called for each row once all attacks and checks are done,
+    before the report is written.
+    """
 
 
 @hookspec

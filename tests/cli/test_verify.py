@@ -64,7 +64,7 @@ def test_kept_examples_are_checked_and_scored_again(
     assert (code, told) == (0, "")
     lines = shown.splitlines()
     assert [line.partition(":")[0] for line in lines] == [
-        "none, deployed, bim (linf",
+        "none, deployed, bim:steps=2 (linf",
         "none, deployed, fgsm (linf",
     ]
     for name, line in zip(("bim", "fgsm"), lines, strict=True):
@@ -96,7 +96,7 @@ def test_an_example_outside_is_told_and_ends_with_1(
     wrong = shown.splitlines()[2:]
     assert len(wrong) == 2
     assert wrong[0].startswith(
-        "none, deployed, bim (linf:0.1): 1 of 20 leave ball or box by up to 0."
+        "none, deployed, bim:steps=2 (linf:0.1): 1 of 20 leave ball or box by up to 0."
     )
 
 

@@ -186,6 +186,39 @@ def test_an_unknown_protocol_is_told_with_the_nearest() -> None:
         load_protocol("xyz", registry=Registry(discover=False))
 
 
+def test_a_protocol_of_ones_own_is_named_by_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('name = "mine"\nattacks = [{ use = "fgsm" }]\n')
+    found = load_protocol(str(file), threat=EIGHT, registry=Registry(discover=False))
+    assert (found.name, [one.use for one in found.attacks]) == ("mine", ["fgsm"])
+    assert found.attacks[0].params.threat == EIGHT  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("content", "kind", "message"),
+    [
+        (None, InputError, "the protocol {} cannot be read: No such file or directory"),
+        (b"\xff", InputError, "the protocol {} cannot be read: it is no text in UTF-8"),
+        (b"name =", ConfigError, "protocol '{}': 1 problem\n  is not TOML: "),
+        (b"name = 'a'\nlimt = 3", ConfigError, "unknown key; did you mean 'limit'?"),
+        (
+            b"name = 'a'\n[thresholds]\nblack_box = { warn = 0.5, fail = 0.1 }",
+            ConfigError,
+            "warns from 0.5 on, so it cannot fail at 0.1",
+        ),
+    ],
+)
+def test_a_file_that_is_no_protocol_is_refused(
+    tmp_path: Path, content: bytes | None, kind: type[Exception], message: str
+) -> None:
+    file = tmp_path / "mine.toml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(kind) as error:
+        load_protocol(str(file), registry=Registry(discover=False))
+    assert message.format(file) in str(error.value)
+
+
 # ---------------------------------------------------------------- what plugins add
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -94,6 +95,50 @@ def test_full_makes_all_and_too_few_images_are_said() -> None:
         "The model has no members with features in front of a linear layer."
     )
     assert verdict_of(report, "worst") == "screened"
+
+
+def test_checks_may_be_asked_for_beyond_the_protocol() -> None:
+    asked: dict[str, Any] = {"threat": LARGE[0], "registry": registry_with()}
+    report = phalanx.evaluate(Plain(), images(20), attacks=["fgsm"], checks="core", **asked)
+    assert "unbounded" in found_in(report)
+    report = phalanx.evaluate(Plain(), images(20), protocol="standard", checks="free", **asked)
+    assert [*found_in(report)] == FREE
+
+
+def test_thresholds_of_a_protocol_decide_and_are_told(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(
+        'name = "mine"\nchecks = "core"\n'
+        'attacks = [{ use = "fgsm" }]\n'
+        "[thresholds]\nunstable = { warn = 1e-9 }\nunbounded = { warn = 0.25, fail = 0.25 }\n"
+    )
+    asked: dict[str, Any] = {"threat": "linf:0.1", "registry": registry_with()}
+    report = phalanx.evaluate(Plain(), images(ENOUGH), protocol=str(file), **asked)
+    found = found_in(report)
+    assert found["unstable"].status == "warn"
+    assert found["unstable"].threshold.startswith("warns above 1e-09")
+    assert found["unbounded"].threshold.startswith("warns above 25 %, fails above 25 %")
+    assert report.notes[-1] == (
+        "mine judges by thresholds of its own: unbounded warns above 25 %, fails above 25 % "
+        "(lower end of the exact interval); unstable warns above 1e-09."
+    )
+    assert report.environment["protocol"] == "mine"
+
+
+def test_each_row_is_told_to_observers_with_its_verdict(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    def observe(run: Any, row: Any) -> None:
+        seen.append((run, row))
+
+    registry = registry_with(phalanx_attack_finished=observe)
+    report = phalanx.evaluate(
+        Plain(), images(20), threat="linf:0.1", registry=registry, out=tmp_path, name="me"
+    )
+    assert [row for _, row in seen] == [row.model_dump(mode="json") for row in report.rows]
+    data = report.environment["data"]
+    assert seen[0][0] == {"defense": "me", "data": data, "seed": 0, "out": tmp_path}
+    assert {row["verdict"] for _, row in seen} == {"screened"}
 
 
 def test_without_a_base_its_checks_have_not_run() -> None:

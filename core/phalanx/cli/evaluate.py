@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,6 +22,7 @@ from phalanx.storage import check_output, keeping
 if TYPE_CHECKING:
     from phalanx.config import EvaluationConfig
     from phalanx.data.sets import Data
+    from phalanx.evaluation.findings import Tier
     from phalanx.evaluation.subjects import Plan, Subject
     from phalanx.registry import Registry
     from phalanx.specs import Threat
@@ -44,6 +46,14 @@ EPILOG = """Examples:
 """
 
 
+class Checks(Enum):
+    """Tiers of checks, as `phalanx.evaluation.findings.Tier`."""
+
+    FREE = "free"
+    CORE = "core"
+    FULL = "full"
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What the command line says of the attacks; tables as `parse_attack` makes them."""
@@ -53,6 +63,7 @@ class _Asked:
     views: tuple[str, ...]
     threat: Threat | None
     limit: int | None
+    checks: Tier | None
 
 
 def command(
@@ -78,7 +89,10 @@ def command(
     data: Annotated[str | None, typer.Option(help="Data set, for --model.")] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="quick, standard, adaptive, union, clm/paper …; absent: the run file's."),
+        typer.Option(
+            help="quick, standard, adaptive, union, clm/paper …, or FILE.toml; absent: the run "
+            "file's."
+        ),
     ] = None,
     attack: Annotated[
         list[str] | None,
@@ -86,6 +100,10 @@ def command(
     ] = None,
     view: Annotated[
         list[str] | None, typer.Option(help="Attack this view alone; may be repeated.")
+    ] = None,
+    checks: Annotated[
+        Checks | None,
+        typer.Option(help="Validity checks that follow; absent: as the protocol says."),
     ] = None,
     norm: Annotated[Norm | None, typer.Option(help="Norm of the threat, with --eps.")] = None,
     eps: Annotated[
@@ -137,6 +155,7 @@ def command(
         views=tuple(view or ()),
         threat=threat_of(norm, eps),
         limit=limit,
+        checks=None if checks is None else checks.value,
     )
     registry = load_registry()
     for table in asked.attacks:
@@ -303,6 +322,7 @@ def _plan(
             shape=data.task.shape,
             views=views,
             limit=limit,
+            checks=asked.checks,
         )
 
     if asked.attacks:
@@ -312,12 +332,17 @@ def _plan(
             )
             for table in asked.attacks
         )
-        return Plan(uses, asked.views, asked.limit)
+        return Plan(uses, asked.views, asked.limit, checks=asked.checks or "free")
     if asked.protocol is None and own.attacks:
         uses = own.attacks
         if asked.threat is not None:
             uses = tuple(with_threat(use, asked.threat) for use in uses)
-        return Plan(uses, asked.views or own.views, asked.limit or own.limit)
+        return Plan(
+            uses,
+            asked.views or own.views,
+            asked.limit or own.limit,
+            checks=asked.checks or "free",
+        )
     if asked.protocol is None:
         found = load_protocol(own.protocol, threat=threat, registry=registry)
         return plan(found, asked.views or own.views, asked.limit or own.limit)

@@ -51,7 +51,11 @@ def command(
                 f"{one.outside} outside; robust {stored} as stored, {100 * one.again:.2f} % again"
             )
         if others:
-            echo(f"{others} files are of other models; name their runs too to check them")
+            echo(
+                "1 file is of another model; name its run too to check it"
+                if others == 1
+                else f"{others} files are of other models; name their runs too to check them"
+            )
     wrong = list(problems(found))
     for line in wrong:
         echo(line)

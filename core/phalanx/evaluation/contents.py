@@ -157,7 +157,7 @@ def curve(examined: Examined) -> Curve | None:
     at_zero = scoring.shares(clean.of_rows(slice(0, count)).bits)
     points = [_point(0.0, at_zero, examined)]
     for factor in CURVE:
-        eps = factor * threat.eps
+        eps = round(factor * threat.eps, 12)  # 0.15, not 0.15000000000000002
         if isinstance(threat, Linf) and eps > 1.0:
             continue
         outcome = examined.attacked("apgd-ce", {"steps": 50}, threat=type(threat)(eps), split=split)

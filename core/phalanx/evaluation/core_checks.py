@@ -26,7 +26,7 @@ NOT_OF_THE_MODEL = (MemoryError, StorageError)
 
 def free(examined: Examined) -> Iterator[Check]:
     """The checks of any protocol: some forward passes."""
-    model = examined.model
+    model, limits = examined.model, examined.thresholds
     x, _ = examined.images(SHOWN)
     declared = model.stochastic
 
@@ -39,11 +39,14 @@ def free(examined: Examined) -> Iterator[Check]:
 
         return tried(name, lambda: examined.kept(name, make))
 
-    yield asked("logits", lambda served: checks.logits(served(x)))
-    yield asked("stochastic", lambda served: checks.stochastic(served, x, declared=declared))
+    yield asked("logits", lambda served: checks.logits(served(x), thresholds=limits))
+    yield asked(
+        "stochastic",
+        lambda served: checks.stochastic(served, x, declared=declared, thresholds=limits),
+    )
     yield asked(
         "batch_dependence",
-        lambda served: checks.batch_dependence(served, x, declared=declared),
+        lambda served: checks.batch_dependence(served, x, declared=declared, thresholds=limits),
     )
     yield asked("dynamic", lambda served: checks.dynamic(served, x[:8], declared=False))
 
@@ -54,9 +57,12 @@ def free(examined: Examined) -> Iterator[Check]:
 def core(examined: Examined) -> Iterator[Check]:
     """Gradients, then comparisons of attacks, then the path of one."""
     yield from _gradients(examined)
-    base = examined.base()
-    yield tried("black_box", lambda: checks.black_box(base, examined.outcomes(*BLACK_BOX)))
-    yield tried("transfer", lambda: checks.transfer(base, examined.sources()))
+    base, limits = examined.base(), examined.thresholds
+    yield tried(
+        "black_box",
+        lambda: checks.black_box(base, examined.outcomes(*BLACK_BOX), thresholds=limits),
+    )
+    yield tried("transfer", lambda: checks.transfer(base, examined.sources(), thresholds=limits))
     yield tried("unbounded", lambda: _unbounded(examined))
     converged = tried("converged_steps", lambda: _converged(examined, base))
     yield converged
@@ -68,7 +74,7 @@ def core(examined: Examined) -> Iterator[Check]:
 
 
 def _gradients(examined: Examined) -> Iterator[Check]:
-    model, seed = examined.model, examined.loop.maker.seed
+    model, seed, limits = examined.model, examined.loop.maker.seed, examined.thresholds
     x, y = examined.images()
     uses = [one.task.use for one in examined.cells() if one.task.use is not None]
     ascended = {facts_of(use).loss for use in uses} & LOSSES.keys()
@@ -83,11 +89,16 @@ def _gradients(examined: Examined) -> Iterator[Check]:
         return tried(name, lambda: examined.kept(name, make))
 
     for name in ("margin", *sorted(str(one) for one in ascended - {"margin"})):
-        yield asked(f"grad_bad:{name}", partial(_bad, x=x, y=y, name=name, batch=examined.batch))
+        yield asked(f"grad_bad:{name}", partial(_bad, examined=examined, name=name))
     yield asked(
         "grad_fd",
         lambda f: checks.grad_fd(
-            f, x, y, generator=examined.generator("fd", seed), batch=examined.batch
+            f,
+            x,
+            y,
+            generator=examined.generator("fd", seed),
+            batch=examined.batch,
+            thresholds=limits,
         ),
     )
     if not model.stochastic:
@@ -96,7 +107,9 @@ def _gradients(examined: Examined) -> Iterator[Check]:
     if len(members) > 1:
         yield asked(
             "ensemble_dominance",
-            lambda _: checks.ensemble_dominance(members, x, y, batch=examined.batch),
+            lambda _: checks.ensemble_dominance(
+                members, x, y, batch=examined.batch, thresholds=limits
+            ),
         )
     threat = examined.threat
     if isinstance(threat, Linf | L2 | L1):
@@ -108,13 +121,23 @@ def _gradients(examined: Examined) -> Iterator[Check]:
                 y,
                 threat=threat,
                 generator=examined.generator("unstable", seed),
+                thresholds=limits,
             ),
         )
 
 
-def _bad(function: Any, *, x: torch.Tensor, y: torch.Tensor, name: str, batch: int) -> Check:
+def _bad(function: Any, *, examined: Examined, name: str) -> Check:
     """Images without a usable gradient of one loss."""
-    return checks.grad_bad(function, x, y, loss=LOSSES[name], name=name, batch=batch)
+    x, y = examined.images()
+    return checks.grad_bad(
+        function,
+        x,
+        y,
+        loss=LOSSES[name],
+        name=name,
+        batch=examined.batch,
+        thresholds=examined.thresholds,
+    )
 
 
 def _estimator(examined: Examined) -> Check:
@@ -127,7 +150,7 @@ def _estimator(examined: Examined) -> Check:
     image = x.clone().requires_grad_()
     loss = torch.nn.functional.cross_entropy(examined.opened("deployed")(image), y, reduction="sum")
     (own,) = torch.autograd.grad(loss, image)
-    return checks.grad_deployed(torch.as_tensor(given).to(own), own)
+    return checks.grad_deployed(torch.as_tensor(given).to(own), own, thresholds=examined.thresholds)
 
 
 def doubled(examined: Examined, factor: int = 2) -> list[tuple[str, dict[str, Any]]]:
@@ -161,24 +184,24 @@ def _unbounded(examined: Examined) -> Check:
     if q is None:
         why = examined.unable("No gradient attack can run on this model.")
         return checks.not_run("unbounded", why)
-    return checks.unbounded(q)
+    return checks.unbounded(q, thresholds=examined.thresholds)
 
 
 def _converged(examined: Examined, base: torch.Tensor | None) -> Check:
     if base is None:
-        return checks.converged_steps(None, torch.zeros(0))
+        return checks.converged_steps(None, torch.zeros(0), thresholds=examined.thresholds)
     q = both(examined, doubled(examined))
     if q is None:
         why = examined.unable("No gradient attack can run on this model.")
         return checks.not_run("converged_steps", why)
-    return checks.converged_steps(base, q)
+    return checks.converged_steps(base, q, thresholds=examined.thresholds)
 
 
 def _one_step(examined: Examined, base: torch.Tensor | None) -> Check:
     outcome = examined.attacked("fgsm", {})
     if outcome is None:
         return checks.not_run("one_step", examined.unable("FGSM cannot run on this model."))
-    return checks.one_step(base, scoring.shares(outcome.bits))
+    return checks.one_step(base, scoring.shares(outcome.bits), thresholds=examined.thresholds)
 
 
 def _eot(examined: Examined) -> Check:
@@ -210,7 +233,7 @@ def _eot(examined: Examined) -> Check:
     if frozen is None:
         why = examined.unable("APGD cannot run on a frozen draw of this model.")
         return checks.not_run("eot_k", why)
-    return checks.eot_k(plain, double, scoring.shares(frozen.bits))
+    return checks.eot_k(plain, double, scoring.shares(frozen.bits), thresholds=examined.thresholds)
 
 
 def _reweighed(examined: Examined, base: torch.Tensor | None) -> Check:
@@ -224,7 +247,9 @@ def _reweighed(examined: Examined, base: torch.Tensor | None) -> Check:
             "No attack weighed the members anew: protocol 'adaptive' does, with "
             "phalanx-ensemble-attacks (pip install ./plugins/ensemble_attacks).",
         )
-    return checks.ensemble_reweight(base, checks.all_right(outcomes))
+    return checks.ensemble_reweight(
+        base, checks.all_right(outcomes), thresholds=examined.thresholds
+    )
 
 
 def _adaptive(examined: Examined) -> Iterator[Check]:
@@ -243,9 +268,11 @@ def _adaptive(examined: Examined) -> Iterator[Check]:
     own, rest = outcomes(True), outcomes(False)  # noqa: FBT003
     asked = any(one.protocol == ADAPTIVE for one in examined.plan.also)
     if own:
-        yield checks.adaptive(checks.all_right(own), checks.all_right(rest or own))
+        yield checks.adaptive(
+            checks.all_right(own), checks.all_right(rest or own), thresholds=examined.thresholds
+        )
     elif asked or model.stochastic or len(examined.members) > 1:
-        missing = checks.adaptive(None, torch.zeros(0))
+        missing = checks.adaptive(None, torch.zeros(0), thresholds=examined.thresholds)
         why = (
             "The defense's adaptive attack did not run; the failed cells say why."
             if asked
@@ -260,7 +287,7 @@ def _adaptive(examined: Examined) -> Iterator[Check]:
 
 def _path(examined: Examined, converged: Status) -> Iterator[Check]:
     """APGD-CE again, watched: silent success, unfinished ascent, a loss that misleads."""
-    names = ("silent", "incomplete", "loss_rank")
+    names, limits = ("silent", "incomplete", "loss_rank"), examined.thresholds
 
     def make() -> list[dict[str, Any]]:
         x, y = examined.images()
@@ -285,9 +312,9 @@ def _path(examined: Examined, converged: Status) -> Iterator[Check]:
                 paths.append(observer.path())
         path, right = checks.joined(paths), torch.cat(left)
         found = [
-            checks.silent(path, right),
-            checks.incomplete(path, right, converged=converged),
-            checks.loss_rank(path),
+            checks.silent(path, right, thresholds=limits),
+            checks.incomplete(path, right, converged=converged, thresholds=limits),
+            checks.loss_rank(path, thresholds=limits),
         ]
         return [one.model_dump(mode="json") for one in found]
 

@@ -20,7 +20,9 @@ from torch import nn
 from phalanx.config import UseAttack
 from phalanx.errors import EvaluationError, InputError, PhalanxError
 from phalanx.evaluation import contents
+from phalanx.evaluation.checks import DEFAULTS, Above, Below, Shares
 from phalanx.evaluation.engine import Engine
+from phalanx.evaluation.findings import Tier
 from phalanx.evaluation.labels import parse_attack
 from phalanx.evaluation.loop import Loop
 from phalanx.evaluation.planning import plan_of, surrogate_plan
@@ -72,6 +74,7 @@ def evaluate(
     time_budget: float | None = None,
     keep_examples: bool = False,
     surrogates: Mapping[str, nn.Module | Any] | None = None,
+    checks: Tier | None = None,
 ) -> Report:
     """Attack a model through all its views, and report what is left of its accuracy.
 
@@ -82,8 +85,8 @@ def evaluate(
         data: a data set's name (looked for in ``$PHALANX_DATA``), a `phalanx.data.Data`, a pair
             (x, y) of images and labels ``(N,)``, or a torch ``Dataset`` or ``DataLoader`` of
             (image, label).
-        protocol: ``quick``, ``standard``, ``adaptive``, ``union``, or a plugin's own, such as
-            ``clm/paper``.
+        protocol: ``quick``, ``standard``, ``adaptive``, ``union``, a plugin's own, such as
+            ``clm/paper``, or the path of a file that ends in ``.toml``.
         threat: such as ``"linf:8/255"``, for all attacks that name none; absent: the data's.
         limit: first N test images; absent: the protocol's number, or all.
         seed: of every draw; equal seeds give equal reports.
@@ -101,6 +104,8 @@ def evaluate(
             which the report says.
         keep_examples: write adversarial images to ``out/examples``, for ``phalanx verify``.
         surrogates: models by name, whose adversarial examples the model is judged on too.
+        checks: which validity checks follow: those that cost nothing (``free``), ``core``, or
+            ``full``; absent: as the protocol says.
 
     Raises:
         InputError: if something asked for is unknown or cannot be, or the images do not fit.
@@ -121,7 +126,7 @@ def evaluate(
     if attacks:
         tables = [parse_attack(one) if isinstance(one, str) else one for one in attacks]
         uses = tuple(resolve_attack(one, threat=default, registry=registry) for one in tables)
-        plan = Plan(uses, tuple(views), limit)
+        plan = Plan(uses, tuple(views), limit, checks=checks or "free")
     else:
         plan = plan_of(
             subject,
@@ -131,6 +136,7 @@ def evaluate(
             shape=images.split.shape,
             views=tuple(views),
             limit=limit,
+            checks=checks,
         )
     folder = None if out is None else Path(out)
     others = [
@@ -217,8 +223,11 @@ def evaluate_models(
         for subject, own in zip(subjects, plans, strict=True)
         if any(row.defense == subject.name for row in rows)
     ]
+    for row in (row for one in judged for row in one.rows):
+        run = {"defense": row.defense, "data": images.name, "seed": seed, "out": out}
+        maker.registry.notify("phalanx_attack_finished", run=run, row=row.model_dump(mode="json"))
     failed = tuple(failure for failure, _ in loop.failed)
-    told = (*images.notes, *dict.fromkeys(note for plan in plans for note in plan.notes))
+    told = (*images.notes, *dict.fromkeys(note for plan in plans for note in _notes(plan)))
     environment = _environment(images, plans, seed=seed)
     return Report(
         rows=tuple(row for one in judged for row in one.rows),
@@ -240,6 +249,18 @@ def _most(plans: Sequence[Plan]) -> int | None:
     """How many images are needed at most; None: all."""
     limits = [plan.limit for plan in plans if plan.limit is not None]
     return max(limits) if len(limits) == len(plans) else None
+
+
+def _notes(plan: Plan) -> tuple[str, ...]:
+    """A plan's notes, and which checks it judges by other thresholds."""
+    changed = [
+        f"{name} {value.words() if isinstance(value, Shares | Above | Below) else value}"
+        for name, value in plan.thresholds
+        if value != getattr(DEFAULTS, name)
+    ]
+    if not changed:
+        return plan.notes
+    return (*plan.notes, f"{plan.protocol} judges by thresholds of its own: {'; '.join(changed)}.")
 
 
 def _nothing_ran(loop: Loop) -> PhalanxError:

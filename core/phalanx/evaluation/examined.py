@@ -23,7 +23,7 @@ from phalanx.defense import DefendedModel, View, one_draw
 from phalanx.errors import ArtifactError
 from phalanx.evaluation import scoring
 from phalanx.evaluation.cell import BLOCK, CHUNK, FORMAT, Outcome, device_of
-from phalanx.evaluation.checks import DEFAULTS, Thresholds, all_right
+from phalanx.evaluation.checks import Thresholds, all_right
 from phalanx.evaluation.facts import is_base
 from phalanx.evaluation.findings import Check
 from phalanx.evaluation.loop import Attacked, Loop, Measurements
@@ -68,7 +68,6 @@ class Examined:
         measured: what came of the protocol.
         threat: at which it is examined.
         folder: where answers are kept; None: nowhere.
-        thresholds: of all checks.
         rows: of the validity subset, within the evaluated images.
         split: these images.
         digest: of these images and labels.
@@ -80,7 +79,6 @@ class Examined:
     measured: Measurements
     threat: Threat
     folder: Path | None = None
-    thresholds: Thresholds = DEFAULTS
     rows: Tensor = field(init=False)
     split: Split = field(init=False)
     digest: str = field(init=False)
@@ -101,6 +99,11 @@ class Examined:
     def model(self) -> DefendedModel:
         """The defense's model."""
         return self.subject.model
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """When checks warn and fail."""
+        return self.plan.thresholds
 
     @property
     def members(self) -> Sequence[nn.Module]:

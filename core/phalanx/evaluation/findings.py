@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 Status = Literal["pass", "warn", "fail", "not-run", "not-applicable"]
 Masking = Literal["yes", "no", "unknown"]
+Tier = Literal["free", "core", "full"]
+"""Which checks are made: those that cost nothing, the core's, or all."""
 
 
 class _Entry(BaseModel):

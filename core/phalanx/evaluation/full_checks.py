@@ -40,7 +40,7 @@ def full(examined: Examined) -> Iterator[Check]:
                 q = both(examined, [("apgd-ce", {"steps": 100})], ball)
                 if q is not None:
                     found[ball.eps] = q
-        return checks.monotone(found)
+        return checks.monotone(found, thresholds=examined.thresholds)
 
     def by_loss() -> Check:
         found = {}
@@ -48,7 +48,7 @@ def full(examined: Examined) -> Iterator[Check]:
             outcome = examined.attacked("pgd", {"steps": 100, "loss": loss})
             if outcome is not None:
                 found[loss] = scoring.shares(outcome.bits)
-        return checks.losses(base, found)
+        return checks.losses(base, found, thresholds=examined.thresholds)
 
     def at_chance() -> Check:
         count = examined.measured.counts[examined.subject.name]
@@ -56,13 +56,15 @@ def full(examined: Examined) -> Iterator[Check]:
         q = both(examined, doubled(examined, 1), Linf(0.5))
         if q is None:
             return checks.not_run("chance", "No gradient attack can run on this model.")
-        return checks.chance(q, classes)
+        return checks.chance(q, classes, thresholds=examined.thresholds)
 
     def restarts() -> Check:
         outcome = examined.attacked("apgd-ce", {"steps": 100, "restarts": 2})
         if outcome is None or base is None:
             return checks.not_run("converged_restarts", "The base did not run.")
-        return checks.converged_restarts(base, scoring.shares(outcome.bits))
+        return checks.converged_restarts(
+            base, scoring.shares(outcome.bits), thresholds=examined.thresholds
+        )
 
     yield tried("monotone", by_radius)
     yield tried("chance", at_chance)
@@ -91,7 +93,7 @@ def _noise(examined: Examined, base: Tensor | None) -> Check:
                 break
             points = random_start(x[left], threat, stream)
             right[left] = function(points).argmax(1) == y[left]
-    return checks.noise_gain(base, right.cpu())
+    return checks.noise_gain(base, right.cpu(), thresholds=examined.thresholds)
 
 
 def _planted(examined: Examined) -> Check:
@@ -115,4 +117,4 @@ def _planted(examined: Examined) -> Check:
 
     with attacking(examined.model):
         planted = checks.binarize(features, own, x, threat=threat, generator=stream)
-    return checks.binarization(planted)
+    return checks.binarization(planted, thresholds=examined.thresholds)

@@ -13,6 +13,7 @@ from phalanx.config import UseAttack
 from phalanx.errors import ConfigError, UnknownComponentError
 from phalanx.evaluation.cell import device_of
 from phalanx.evaluation.facts import is_base
+from phalanx.evaluation.findings import Tier
 from phalanx.evaluation.protocol import Extra, Protocol, load_protocol, resolve_attack
 from phalanx.evaluation.subjects import Also, Plan, Subject, members_of
 from phalanx.registry import Registry
@@ -32,6 +33,7 @@ def plan_of(
     shape: Sequence[int],
     views: tuple[str, ...] = (),
     limit: int | None = None,
+    checks: Tier | None = None,
 ) -> Plan:
     """How a protocol attacks a model.
 
@@ -43,6 +45,7 @@ def plan_of(
         shape: of an image, ``(C, H, W)``.
         views: attack these alone; () is all.
         limit: first N images; absent: the protocol's.
+        checks: which validity checks follow; absent: as the protocol says.
     """
     also: list[Also] = []
     notes: list[str] = []
@@ -80,7 +83,8 @@ def plan_of(
         limit=limit or protocol.limit,
         protocol=protocol.name,
         also=tuple(also),
-        checks=protocol.checks,
+        checks=checks or protocol.checks,
+        thresholds=protocol.thresholds,
         notes=tuple(notes),
     )
 

@@ -1,8 +1,9 @@
 """Protocols: named lists of attacks, each a TOML file.
 
 The core's lie beside this module; a plugin's in the folder ``protocols`` of its package, under the
-plugin's id: ``clm/paper``. Entries of ``also`` are for some models or views only, and are left out,
-with a note, where the plugin that has their attack is not installed.
+plugin's id: ``clm/paper``; anybody's own is named by its path, ``mine.toml``. Entries of ``also``
+are for some models or views only, and are left out, with a note, where the plugin that has their
+attack is not installed.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
 from phalanx.config import AttackConfig, UseAttack
-from phalanx.errors import ConfigError, UnknownComponentError
+from phalanx.errors import ConfigError, InputError, UnknownComponentError
+from phalanx.evaluation.checks.thresholds import DEFAULTS, Thresholds
+from phalanx.evaluation.findings import Tier
 from phalanx.registry import Registry, default_registry
 from phalanx.runfile import (
     config_error_from_validation,
@@ -23,6 +27,9 @@ from phalanx.runfile import (
     protocol_names as protocol_names,
 )
 from phalanx.specs import Spec, Threat
+
+SUFFIX = ".toml"
+"""Of a protocol that is named by its file."""
 
 
 class Extra(Spec):
@@ -41,8 +48,11 @@ class Protocol(Spec):
     """A named list of attacks; each is run on each view of a model."""
 
     name: str
-    checks: Literal["free", "core", "full"] = Field(
+    checks: Tier = Field(
         "free", description="Validity checks that follow: those that cost nothing, core, or all."
+    )
+    thresholds: Thresholds = Field(
+        DEFAULTS, description="When checks warn and fail, where not as the core says."
     )
     also: tuple[Extra, ...] = Field((), description="Attacks for some models or views.")
     plugins: bool = Field(
@@ -57,31 +67,45 @@ class Protocol(Spec):
 def load_protocol(
     name: str, *, threat: Threat | None = None, registry: Registry | None = None
 ) -> Protocol:
-    """A protocol by its name.
+    """A protocol by its name, or from a file.
 
     Args:
-        name: one of `protocol_names`.
+        name: one of `protocol_names`, or the path of a file that ends in ``.toml``.
         threat: of every attack that names none itself.
         registry: where the attacks are looked up; absent is the default registry.
 
     Raises:
         UnknownComponentError: if there is none of that name; names the nearest one.
         ConfigError: if its file is wrong.
+        InputError: if there is no such file.
     """
+    if name.endswith(SUFFIX):
+        return _parsed(_text_of(Path(name)), repr(name), threat, registry)
     known = protocol_files(registry or default_registry())
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise UnknownComponentError(f"unknown protocol {name!r}; {hint}known: {', '.join(known)}")
-    text = known[name].read_text(encoding="utf-8")
+    return _parsed(known[name].read_text(encoding="utf-8"), repr(name), threat, registry)
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InputError(f"the protocol {path} cannot be read: {reason}") from error
+
+
+def _parsed(text: str, shown: str, threat: Threat | None, registry: Registry | None) -> Protocol:
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError([f"is not TOML: {error}"], source=f"protocol {name!r}") from error
+        raise ConfigError([f"is not TOML: {error}"], source=f"protocol {shown}") from error
     try:
         return Protocol.model_validate(table, context=_context(threat, registry))
     except ValidationError as error:
-        raise config_error_from_validation(error, f"protocol {name!r}") from error
+        raise config_error_from_validation(error, f"protocol {shown}") from error
 
 
 def resolve_attack(

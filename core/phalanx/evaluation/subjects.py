@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,8 @@ from phalanx.data.datasets import split_of
 from phalanx.data.sets import Data, Split, load_data
 from phalanx.defense import DefendedModel, View
 from phalanx.errors import DataError, InputError, ThreatModelError
+from phalanx.evaluation.checks.thresholds import DEFAULTS, Thresholds
+from phalanx.evaluation.findings import Tier
 from phalanx.nn.foreign import Foreign, wrap
 from phalanx.phase import Batch
 from phalanx.specs import Threat
@@ -78,6 +80,7 @@ class Plan:
         protocol: its name, or '' where the attacks were named one by one.
         also: attacks besides, on some views.
         checks: which validity checks follow: those that cost nothing, the core's, or all.
+        thresholds: when these checks warn and fail.
         notes: what was asked for and is left out, in sentences.
     """
 
@@ -86,7 +89,8 @@ class Plan:
     limit: int | None = None
     protocol: str = ""
     also: tuple[Also, ...] = ()
-    checks: Literal["free", "core", "full"] = "free"
+    checks: Tier = "free"
+    thresholds: Thresholds = DEFAULTS
     notes: tuple[str, ...] = ()
 
     @property

@@ -16,7 +16,7 @@ from typing import TypeVar
 from phalanx import randomness
 from phalanx.evaluation import checks, contents
 from phalanx.evaluation.cell import TRANSFER
-from phalanx.evaluation.checks import AttackFacts
+from phalanx.evaluation.checks import AttackFacts, Thresholds
 from phalanx.evaluation.checks.table import base_id
 from phalanx.evaluation.core_checks import NOT_OF_THE_MODEL, core, free
 from phalanx.evaluation.examined import Examined
@@ -109,7 +109,7 @@ def examine(
             curves += [] if curve is None else [curve]
             transfers += [] if members is None else [members]
         diverse = (tried("diversity", lambda: contents.diversity_of(at[0])) if at else None) or {}
-    found.append(_budget(subject, measured))
+    found.append(_budget(subject, measured, plan.thresholds))
     judged, findings = _judged(subject, rows, found, measured=measured, loop=loop)
     more = {
         "diversity": diverse,
@@ -183,12 +183,12 @@ def _facts(
     return found
 
 
-def _budget(subject: Subject, measured: Measurements) -> Check:
+def _budget(subject: Subject, measured: Measurements, thresholds: Thresholds) -> Check:
     """Of all cells together."""
     count = measured.counts[subject.name]
     outcomes = [one.job.outcome(count) for one in measured.finished(subject.name)]
     violations = sum(one.violations for one in outcomes)
-    return checks.budget(violations, count * len(outcomes))
+    return checks.budget(violations, count * len(outcomes), thresholds=thresholds)
 
 
 def _of_plugins(examined: Examined) -> list[Check]:

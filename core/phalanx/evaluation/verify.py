@@ -14,10 +14,12 @@ from pathlib import Path
 import torch
 
 from phalanx.attacks.balls import per_row
-from phalanx.errors import ArtifactError, DataError
+from phalanx.errors import ArtifactError, DataError, PhalanxError
 from phalanx.evaluation.cell import Block, Cell, device_of
 from phalanx.evaluation.checks.rules import excess
 from phalanx.evaluation.judge import Judge
+from phalanx.evaluation.labels import attack_label
+from phalanx.evaluation.protocol import resolve_attack
 from phalanx.evaluation.scoring import accuracy
 from phalanx.evaluation.store import EXAMPLES, BlockStore
 from phalanx.evaluation.subjects import Images, Subject, digest_of_batch
@@ -37,7 +39,7 @@ class Verified:
     Attributes:
         defense: whose they are.
         view: that was attacked.
-        attack: its identity.
+        attack: as in a report's rows.
         threat: as text.
         images: how many were kept.
         outside: how many break ball, box or finiteness.
@@ -162,7 +164,7 @@ def _together(cell: Cell, defense: str, parts: Sequence[_Part]) -> Verified:
     return Verified(
         defense=defense,
         view=cell.view,
-        attack=_label(cell.attack),
+        attack=_label(cell),
         threat=cell.threat,
         images=whole,
         outside=sum(part.outside for part in parts),
@@ -173,13 +175,18 @@ def _together(cell: Cell, defense: str, parts: Sequence[_Part]) -> Verified:
     )
 
 
-def _label(identity: str) -> str:
-    """The attack's name of its identity."""
+def _label(cell: Cell) -> str:
+    """The attack as in a report's rows; its name alone where it is not installed."""
     try:
-        value = json.loads(identity)
+        name, params = json.loads(cell.attack)
     except ValueError:
-        return identity
-    return str(value[0]) if isinstance(value, list) and value else identity
+        return cell.attack
+    try:
+        return attack_label(
+            resolve_attack({"use": name, "params": params}, threat=parse_threat(cell.threat))
+        )
+    except PhalanxError:
+        return str(name)
 
 
 def _read(path: Path) -> tuple[Block, torch.Tensor]:

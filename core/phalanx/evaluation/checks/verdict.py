@@ -107,8 +107,8 @@ def verdicts(
 ) -> tuple[Row, ...]:
     """The rows of one defense, in their order, each with its verdict.
 
-    An `adaptive` check that is ``not-run`` says that the attack is needed and missing; leave the
-    check out where the protocol does not ask.
+    An `adaptive` check that is ``not-run`` says that the attack is needed and missing, which makes
+    every row incomplete; without the check nothing is said of it.
 
     Args:
         rows: of cells, and of the worst over them.
