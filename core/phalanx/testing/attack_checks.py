@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor, nn
 
 from phalanx import randomness
 from phalanx.attack import Attack, attacking
 from phalanx.attacks.balls import within
 from phalanx.config import AttackConfig
+from phalanx.errors import AttackInapplicable
 from phalanx.nn.backbones.small_cnn import SmallCNN
+from phalanx.nn.ensemble import MeanEnsemble
 from phalanx.specs import L2, Linf, NoBall, Threat
 from phalanx.testing.case import Case
 
 
-def _network() -> SmallCNN:
+def _networks() -> tuple[nn.Module, ...]:
+    """What is attacked: a network, and an ensemble for attacks that need members."""
     with randomness.seeded("conformance"):
-        return SmallCNN(num_classes=10, in_chans=1)
+        one, *pair = (SmallCNN(num_classes=10, in_chans=1, width=w) for w in (32, 4, 4))
+    return one.eval(), MeanEnsemble(pair).eval()
 
 
 def check_attack(case: Case) -> None:
     """Examples stay in budget and box, follow the generator, and nothing else is touched.
 
-    An attack that takes no ball of ours is tried without one; it need not make anything worse.
+    It is tried on a network, and on an ensemble where it says that it needs members. An attack that
+    takes no ball of ours is tried without one; it need not make anything worse.
     """
     config_class = case.registry.config_class(case.spec.kind, case.spec.name)
     given = case.registry.family_arguments(case.spec.kind, case.spec.name)
@@ -35,13 +41,8 @@ def check_attack(case: Case) -> None:
     for threat in tried:
         config = config_class.model_validate({**given, **case.params, "threat": threat})
         attack: Attack[AttackConfig] = factory(config)
-        network = _network().eval()
-        weights = {k: v.clone() for k, v in network.state_dict().items()}
         before = torch.get_rng_state()
-        with attacking(network):
-            first, second = (
-                attack(network, x.clone(), y, generator=randomness.generator(1)) for _ in range(2)
-            )
+        network, weights, (first, second) = _attacked(attack, x, y)
         assert torch.equal(before, torch.get_rng_state()), "it moves torch's global generator"
         assert torch.equal(first, second), f"{threat}: one generator gives two results"
         assert bool(within(first, x, threat).all()), f"{threat}: an example leaves ball or box"
@@ -55,6 +56,26 @@ def check_attack(case: Case) -> None:
             continue
         assert attacked <= clean, f"{threat}: {attacked} of 12 images are right, {clean} when clean"
     assert tried, "it supports neither an L-inf nor an L2 threat, so nothing could be checked"
+
+
+def _attacked(
+    attack: Attack[AttackConfig], x: Tensor, y: Tensor
+) -> tuple[nn.Module, dict[str, Tensor], list[Tensor]]:
+    """The network that the attack takes, its weights before, and examples made twice."""
+    refused = ""
+    for network in _networks():
+        weights = {k: v.clone() for k, v in network.state_dict().items()}
+        try:
+            with attacking(network):
+                made = [
+                    attack(network, x.clone(), y, generator=randomness.generator(1))
+                    for _ in range(2)
+                ]
+        except AttackInapplicable as error:
+            refused = str(error)
+            continue
+        return network, weights, made
+    raise AssertionError(f"it takes neither a network nor an ensemble of two: {refused}")
 
 
 CHECKS = (check_attack,)

@@ -12,7 +12,7 @@ from phalanx import randomness
 from phalanx.api import MeanEnsemble, Population
 from phalanx.nn.backbones.small_cnn import SmallCNN
 from phalanx.runfile import read_run
-from phalanx.testing import attack_checks, check_component
+from phalanx.testing import check_component
 from phalanx_ensemble_attacks.plugin import COMPONENTS
 
 SMOKE = Path(__file__).parents[1] / "recipes" / "smoke.toml"
@@ -34,10 +34,7 @@ def networks() -> list[SmallCNN]:
     ],
     ids=["mora", "mora-cosine", "member-transfer", "one-member"],
 )
-def test_conformance(
-    monkeypatch: pytest.MonkeyPatch, component: Any, params: dict[str, Any]
-) -> None:
-    monkeypatch.setattr(attack_checks, "_network", lambda: MeanEnsemble(networks()))
+def test_conformance(component: Any, params: dict[str, Any]) -> None:
     check_component(component, params=params)
 
 
