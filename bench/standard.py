@@ -61,7 +61,11 @@ def theirs(case: Case, loaded: Loaded, file: Path) -> Record:
         loaded: network and images.
         file: where finished batches are kept.
     """
-    kept: Record = json.loads(file.read_text()) if file.exists() else {}
+    kept: Record = {"settings": settings(case, len(loaded.x)), "batches": {}}
+    if file.exists():
+        found: Record = json.loads(file.read_text())
+        kept = found if found["settings"] == kept["settings"] else kept
+    done = kept["batches"]
     with torch.no_grad():
         scores = torch.cat([loaded.network(part) for part in loaded.x.split(case.batch)])
     left = scores.argmax(1) == loaded.y
@@ -70,13 +74,26 @@ def theirs(case: Case, loaded: Loaded, file: Path) -> Record:
         rows = left.nonzero().squeeze(1)
         for number, part in enumerate(rows.split(case.batch)):
             key = f"{stage} {number}"
-            if key not in kept:
-                kept[key] = _batch(case, loaded, BUDGETS[stage], part, number)
+            if key not in done:
+                done[key] = _batch(case, loaded, BUDGETS[stage], part, number)
                 write_json(file, kept)
-                print(f"{case.name}: {key}: {kept[key]}", file=sys.stderr, flush=True)
-            left[part[torch.tensor(kept[key]["broken"], dtype=torch.long)]] = False
-            outside += kept[key]["outside"]
+                print(f"{case.name}: {key}: {done[key]}", file=sys.stderr, flush=True)
+            left[part[torch.tensor(done[key]["broken"], dtype=torch.long)]] = False
+            outside += done[key]["outside"]
     return {"left": left.tolist(), "outside": outside}
+
+
+def settings(case: Case, count: int) -> Record:
+    """What finished batches answer to."""
+    return {
+        "weights": case.weights,
+        "threat": str(case.threats[0]),
+        "images": count,
+        "batch": case.batch,
+        "budgets": {stage: repr(BUDGETS[stage]) for stage in STAGES},
+        "seed": SEED,
+        "software": software(),
+    }
 
 
 def _batch(case: Case, loaded: Loaded, plan: Plan, rows: Tensor, number: int) -> Record:
@@ -126,8 +143,14 @@ def ours(case: Case, loaded: Loaded, folder: Path) -> Record:
             threat=NONE if use is None else str(threat),
             seed=SEED,
         )
-        parts = [store.get(one) for one in blocks_in(cell, images.split, len(left))]
-        left &= scoring.shares(joined([one for one in parts if one is not None]).bits) > 0.5
+        found = [store.get(one) for one in blocks_in(cell, images.split, len(left))]
+        parts = [one for one in found if one is not None]
+        if len(parts) < len(found):
+            raise SystemExit(
+                f"{folder} lacks a cell under this key: was memory short, so that fewer than 256 "
+                "images were attacked at once? Free memory, empty the folder, and repeat."
+            )
+        left &= scoring.shares(joined(parts).bits) > 0.5
     checked, _ = verify(folder, [Subject(case.name, model, weights)], images)
     worst = next(row for row in report.rows if row.attack == "worst")
     assert abs(worst.robust_accuracy - float(left.double().mean())) < 1e-9
@@ -155,6 +178,7 @@ def compared(name: str, work: Path) -> Record:
         "broken_by_torchattacks_alone": int((a & ~b).sum()),
         "outside_ours": own["outside"],
         "outside_torchattacks": other["outside"],
+        "software": software(),
     }
 
 
@@ -192,8 +216,7 @@ def main() -> None:
     known = json.loads(file.read_text())["networks"] if file.exists() else {}
     for name in [options.network] if options.network else COUNTS:
         known[name] = compared(name, options.work)
-        content = {"software": software(), "networks": known}
-        write_json(file, content)
+        write_json(file, {"networks": known})
         (options.out / "standard.md").write_text(table(list(known.values())))
     print(table(list(known.values())))
 

@@ -55,8 +55,9 @@ def phalanx_epoch_finished(run: Mapping[str, Any], metrics: Mapping[str, Any]) -
 def phalanx_attack_finished(run: Mapping[str, Any], row: Mapping[str, Any]) -> None:
     """A row of an evaluation has its verdict: `row` is as in report.json.
 
-    `run` has defense, data, seed, out. Called for each row once all attacks and checks are done,
-    before the report is written.
+    `run` has defense, data, seed, and out (None where nothing is written). Called for each row once
+    all attacks and checks are done, before the report is written; of processes that share an
+    evaluation each calls it for all rows.
     """
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from phalanx import cli
+from phalanx.cli.evaluate import Checks
 from phalanx.data import load_data
 from phalanx.errors import AttackInapplicable
+from phalanx.evaluation.findings import Tier
 from phalanx.runfile import protocol_names, read_run
 from phalanx.training.artifacts import build_model, write_weights
 from phalanx.training.files import read_tensors
@@ -105,6 +107,29 @@ def test_the_runs_own_section_decides_where_nothing_is_asked(
         ("fgsm", "linf:0.05"),  # the run's attacks are left aside, its threat is not
         ("worst", "linf:0.05"),
     ]
+
+
+def test_checks_on_request_and_a_protocol_from_a_file(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol = tmp_path / "mine.toml"
+    protocol.write_text('name = "mine"\nchecks = "core"\nattacks = [{ use = "fgsm" }]\n')
+    own = make_run(tmp_path / "own", attacks=[{"use": "fgsm"}], threat="linf:0.05", limit=4)
+    out = ("--limit", 4, "--json", "--out", tmp_path / "r")
+    for asked, core in (
+        ((folder, "--protocol", protocol), True),
+        ((folder, "--protocol", protocol, "--checks", "free"), False),
+        ((folder, "--attack", "fgsm", "--checks", "core"), True),
+        ((own, "--checks", "core"), True),
+        ((own,), False),
+    ):
+        code, shown, told = call(capsys, "evaluate", *asked, *out)
+        assert code == 0, told
+        value = json.loads(shown)
+        ids = {check["id"] for check in value["defenses"][0]["checks"]}
+        assert ("unbounded" in ids) is core
+        assert {row["attack"] for row in value["rows"]} == {"fgsm", "worst"}
+    assert [one.value for one in Checks] == [*get_args(Tier)]
 
 
 def test_runs_that_share_a_component_go_by_their_folders(

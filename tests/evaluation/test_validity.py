@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -118,11 +119,35 @@ def test_thresholds_of_a_protocol_decide_and_are_told(tmp_path: Path) -> None:
     assert found["unstable"].status == "warn"
     assert found["unstable"].threshold.startswith("warns above 1e-09")
     assert found["unbounded"].threshold.startswith("warns above 25 %, fails above 25 %")
+    name = report.environment["protocol"]
+    assert re.fullmatch(r"mine \(mine\.toml, [0-9a-f]{12}\)", name)
     assert report.notes[-1] == (
-        "mine judges by thresholds of its own: unbounded warns above 25 %, fails above 25 % "
+        f"{name} judges by thresholds of its own: unbounded warns above 25 %, fails above 25 % "
         "(lower end of the exact interval); unstable warns above 1e-09."
     )
-    assert report.environment["protocol"] == "mine"
+
+
+def test_every_check_is_told_its_thresholds() -> None:
+    """Each limit is moved, and stands behind its check in the report."""
+    moved: dict[str, Any] = {}
+    for name, field in checks.Thresholds.model_fields.items():
+        if isinstance(field.default, checks.Shares):
+            moved[name] = checks.Shares(warn=0.31, fail=0.41)
+        elif isinstance(field.default, checks.Above) and name != "budget":
+            moved[name] = checks.Above(warn=31.0, fail=41.0)
+        elif isinstance(field.default, checks.Below):
+            moved[name] = checks.Below(warn=-1.5, fail=-2.5)
+    limits = checks.Thresholds(**moved)
+    model = MeanEnsemble([torch.nn.Sequential(Threshold()) for _ in range(2)])
+    report = evaluated(model, n=20, checks="full", thresholds=limits, threats=LARGE)
+    told = {
+        checks.table.base_id(check.id): check.threshold
+        for check in report.defenses[0].checks
+        if check.status != "not-applicable" and check.threshold
+    }
+    expected = {name: limit.words() for name, limit in moved.items() if name in told}
+    assert {name: told[name][: len(words)] for name, words in expected.items()} == expected
+    assert {"black_box", "unbounded", "grad_fd", "stochastic", "loss_rank", "chance"} <= set(told)
 
 
 def test_each_row_is_told_to_observers_with_its_verdict(tmp_path: Path) -> None:
@@ -137,7 +162,7 @@ def test_each_row_is_told_to_observers_with_its_verdict(tmp_path: Path) -> None:
     )
     assert [row for _, row in seen] == [row.model_dump(mode="json") for row in report.rows]
     data = report.environment["data"]
-    assert seen[0][0] == {"defense": "me", "data": data, "seed": 0, "out": tmp_path}
+    assert seen[0][0] == {"defense": "me", "data": data, "seed": 0, "out": str(tmp_path)}
     assert {row["verdict"] for _, row in seen} == {"screened"}
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import phalanx
 from phalanx.attack import attacking
 from phalanx.attacks.config import PGDConfig
 from phalanx.attacks.crafting import lighter
@@ -65,6 +66,55 @@ def test_counts_are_restored_and_hooks_go_when_it_is_closed(ensemble):
     meter.close()
     ensemble(IMAGES[:1])
     assert meter.forwards == 7
+
+
+def test_a_copy_of_a_module_without_members_counts_too():
+    module = member().backbone.eval()
+    meter = PassMeter(module)
+    with attacking(module):
+        copied = lighter(module, IMAGES)
+        assert isinstance(copied, Prepared)
+        copied(IMAGES)
+    assert meter.forwards == 32
+
+
+def test_a_module_that_others_watch_is_not_copied(ensemble):
+    PassMeter(ensemble)
+    ensemble.members[0].register_forward_hook(lambda *_: None)
+    with attacking(ensemble):
+        assert lighter(ensemble, IMAGES) is ensemble
+
+
+def test_nothing_is_copied_under_autocast(ensemble):
+    with attacking(ensemble), torch.autocast("cpu", torch.bfloat16):
+        assert lighter(ensemble, IMAGES) is ensemble
+
+
+def test_a_training_takes_its_attacks_steps_on_copies(monkeypatch, tmp_path):
+    """With its meter on, and its log counts their passes."""
+    copied = []
+    forward = Prepared.forward
+
+    def seen(self, x):
+        copied.append(len(x))
+        return forward(self, x)
+
+    monkeypatch.setattr(Prepared, "forward", seen)
+    attack = {"use": "pgd", "params": {"threat": "linf:0.1", "steps": 2, "start": "clean"}}
+    run = phalanx.train(
+        {
+            "data": {"use": "digits", "limit": 1024},
+            "defense": {
+                "use": "none",
+                "params": {"backbone": {"use": "small_cnn", "params": {"width": 4}}},
+            },
+            "training": {"epochs": 1, "batch_size": 1024, "adversarial": {"attack": attack}},
+        },
+        out=tmp_path / "run",
+    )
+    assert sum(copied) >= 2 * 1024
+    (line,) = run.metrics
+    assert line["backwards_per_example"] == 3.0  # two steps and the update
 
 
 def test_a_module_without_members_is_counted_whole():

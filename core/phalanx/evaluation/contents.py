@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterator, Sequence
 from itertools import combinations
 
@@ -157,7 +158,7 @@ def curve(examined: Examined) -> Curve | None:
     at_zero = scoring.shares(clean.of_rows(slice(0, count)).bits)
     points = [_point(0.0, at_zero, examined)]
     for factor in CURVE:
-        eps = round(factor * threat.eps, 12)  # 0.15, not 0.15000000000000002
+        eps = _plain(factor * threat.eps)
         if isinstance(threat, Linf) and eps > 1.0:
             continue
         outcome = examined.attacked("apgd-ce", {"steps": 50}, threat=type(threat)(eps), split=split)
@@ -175,6 +176,12 @@ def curve(examined: Examined) -> Curve | None:
         n=count,
         points=tuple(points),
     )
+
+
+def _plain(number: float) -> float:
+    """0.15 for 0.15000000000000002; any number that is no rounding error beside a short one."""
+    short = round(number, 12)
+    return short if math.isclose(short, number, rel_tol=1e-15) else number
 
 
 def _point(eps: float, q: Tensor, examined: Examined) -> CurvePoint:

@@ -20,7 +20,6 @@ from torch import nn
 from phalanx.config import UseAttack
 from phalanx.errors import EvaluationError, InputError, PhalanxError
 from phalanx.evaluation import contents
-from phalanx.evaluation.checks import DEFAULTS, Above, Below, Shares
 from phalanx.evaluation.engine import Engine
 from phalanx.evaluation.findings import Tier
 from phalanx.evaluation.labels import parse_attack
@@ -60,7 +59,7 @@ def evaluate(
     model: nn.Module | Any,
     data: AnyData,
     *,
-    protocol: str = "quick",
+    protocol: str | Path = "quick",
     threat: Threat | str | None = None,
     limit: int | None = None,
     seed: int = 0,
@@ -223,14 +222,15 @@ def evaluate_models(
         for subject, own in zip(subjects, plans, strict=True)
         if any(row.defense == subject.name for row in rows)
     ]
-    for row in (row for one in judged for row in one.rows):
-        run = {"defense": row.defense, "data": images.name, "seed": seed, "out": out}
+    found = tuple(row for one in judged for row in one.rows)
+    for row in found:
+        run = {"defense": row.defense, "data": images.name, "seed": seed, "out": out and str(out)}
         maker.registry.notify("phalanx_attack_finished", run=run, row=row.model_dump(mode="json"))
     failed = tuple(failure for failure, _ in loop.failed)
     told = (*images.notes, *dict.fromkeys(note for plan in plans for note in _notes(plan)))
     environment = _environment(images, plans, seed=seed)
     return Report(
-        rows=tuple(row for one in judged for row in one.rows),
+        rows=found,
         environment=environment,
         failed=failed,
         notes=(*told, *loop.notes),
@@ -253,14 +253,10 @@ def _most(plans: Sequence[Plan]) -> int | None:
 
 def _notes(plan: Plan) -> tuple[str, ...]:
     """A plan's notes, and which checks it judges by other thresholds."""
-    changed = [
-        f"{name} {value.words() if isinstance(value, Shares | Above | Below) else value}"
-        for name, value in plan.thresholds
-        if value != getattr(DEFAULTS, name)
-    ]
+    changed = "; ".join(plan.thresholds.changes())
     if not changed:
         return plan.notes
-    return (*plan.notes, f"{plan.protocol} judges by thresholds of its own: {'; '.join(changed)}.")
+    return (*plan.notes, f"{plan.protocol} judges by thresholds of its own: {changed}.")
 
 
 def _nothing_ran(loop: Loop) -> PhalanxError:

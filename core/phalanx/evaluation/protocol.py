@@ -9,12 +9,13 @@ attack is not installed.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
 from phalanx.config import AttackConfig, UseAttack
 from phalanx.errors import ConfigError, InputError, UnknownComponentError
@@ -54,6 +55,17 @@ class Protocol(Spec):
     thresholds: Thresholds = Field(
         DEFAULTS, description="When checks warn and fail, where not as the core says."
     )
+
+    @field_validator("thresholds")
+    @classmethod
+    def _budget_is_fixed(cls, given: Thresholds) -> Thresholds:
+        if given.budget != DEFAULTS.budget:
+            raise ValueError(
+                "budget cannot be changed: an example outside its ball breaks no image, whatever "
+                "the excess"
+            )
+        return given
+
     also: tuple[Extra, ...] = Field((), description="Attacks for some models or views.")
     plugins: bool = Field(
         default=False, description="Run the plugin's adaptive attacks and paper's protocol too."
@@ -65,12 +77,13 @@ class Protocol(Spec):
 
 
 def load_protocol(
-    name: str, *, threat: Threat | None = None, registry: Registry | None = None
+    name: str | Path, *, threat: Threat | None = None, registry: Registry | None = None
 ) -> Protocol:
     """A protocol by its name, or from a file.
 
     Args:
-        name: one of `protocol_names`, or the path of a file that ends in ``.toml``.
+        name: one of `protocol_names`, or the path of a file that ends in ``.toml``; a file's name
+            and the beginning of its SHA-256 stand behind the protocol's own name.
         threat: of every attack that names none itself.
         registry: where the attacks are looked up; absent is the default registry.
 
@@ -79,8 +92,12 @@ def load_protocol(
         ConfigError: if its file is wrong.
         InputError: if there is no such file.
     """
+    name = str(name)
     if name.endswith(SUFFIX):
-        return _parsed(_text_of(Path(name)), repr(name), threat, registry)
+        text = _text_of(Path(name))
+        found = _parsed(text, repr(name), threat, registry)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return found.model_copy(update={"name": f"{found.name} ({Path(name).name}, {digest})"})
     known = protocol_files(registry or default_registry())
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)

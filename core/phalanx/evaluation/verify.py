@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from phalanx.attacks.balls import per_row
-from phalanx.errors import ArtifactError, DataError, PhalanxError
+from phalanx.errors import ArtifactError, ConfigError, DataError, UnknownComponentError
 from phalanx.evaluation.cell import Block, Cell, device_of
 from phalanx.evaluation.checks.rules import excess
 from phalanx.evaluation.judge import Judge
@@ -23,6 +23,7 @@ from phalanx.evaluation.protocol import resolve_attack
 from phalanx.evaluation.scoring import accuracy
 from phalanx.evaluation.store import EXAMPLES, BlockStore
 from phalanx.evaluation.subjects import Images, Subject, digest_of_batch
+from phalanx.registry import Registry
 from phalanx.specs import parse_threat
 from phalanx.training.files import read_tensors
 
@@ -63,7 +64,12 @@ class Verified:
 
 
 def verify(
-    folder: Path, subjects: Sequence[Subject], images: Images, *, seed: int = 1
+    folder: Path,
+    subjects: Sequence[Subject],
+    images: Images,
+    *,
+    seed: int = 1,
+    registry: Registry | None = None,
 ) -> tuple[list[Verified], int]:
     """Check every kept example of these models.
 
@@ -72,6 +78,7 @@ def verify(
         subjects: the models, known by the SHA-256 of their weights.
         images: the data that was evaluated.
         seed: of the fresh draws; another one than the evaluation's.
+        registry: by which attacks are named; absent: the default one.
 
     Returns:
         One entry for each cell, and how many files are of other models.
@@ -98,7 +105,10 @@ def verify(
         cells.setdefault(block.cell, []).append(
             _part(path, block, examples, subject=subject, images=images, store=store, seed=seed)
         )
-    found = [_together(cell, known[cell.weights].name, parts) for cell, parts in cells.items()]
+    found = [
+        _together(cell, known[cell.weights].name, _label(cell, registry), parts)
+        for cell, parts in cells.items()
+    ]
     return sorted(found, key=lambda one: (one.defense, one.view, one.attack)), others
 
 
@@ -153,7 +163,7 @@ def _part(
     )
 
 
-def _together(cell: Cell, defense: str, parts: Sequence[_Part]) -> Verified:
+def _together(cell: Cell, defense: str, attack: str, parts: Sequence[_Part]) -> Verified:
     whole = sum(part.images for part in parts)
     stored = [part.stored for part in parts]
     known = [one for one in stored if one is not None]
@@ -164,7 +174,7 @@ def _together(cell: Cell, defense: str, parts: Sequence[_Part]) -> Verified:
     return Verified(
         defense=defense,
         view=cell.view,
-        attack=_label(cell),
+        attack=attack,
         threat=cell.threat,
         images=whole,
         outside=sum(part.outside for part in parts),
@@ -175,17 +185,16 @@ def _together(cell: Cell, defense: str, parts: Sequence[_Part]) -> Verified:
     )
 
 
-def _label(cell: Cell) -> str:
-    """The attack as in a report's rows; its name alone where it is not installed."""
+def _label(cell: Cell, registry: Registry | None) -> str:
+    """The attack as in a report's rows; its name alone where it, or its version, is not here."""
     try:
         name, params = json.loads(cell.attack)
     except ValueError:
         return cell.attack
+    table, threat = {"use": name, "params": params}, parse_threat(cell.threat)
     try:
-        return attack_label(
-            resolve_attack({"use": name, "params": params}, threat=parse_threat(cell.threat))
-        )
-    except PhalanxError:
+        return attack_label(resolve_attack(table, threat=threat, registry=registry))
+    except (UnknownComponentError, ConfigError):
         return str(name)
 
 

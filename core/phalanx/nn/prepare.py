@@ -61,9 +61,10 @@ def prepared(module: nn.Module, example: Tensor) -> nn.Module | None:
 
     Returns:
         The copy, its parameters frozen, in evaluation mode. None for modules with hooks (but for
-        forward hooks with a true attribute ``travels``, which the copy has too), parametrizations
-        or parts in training mode, compiled ones, other types than float32, other devices than a
-        CPU, fewer than two convolutions, and where copying fails.
+        forward hooks with a true attribute ``travels``, which the copy has too where its layer is
+        still there), parametrizations or parts in training mode, compiled ones, other types than
+        float32, autocast, other devices than a CPU, fewer than two convolutions, and where copying
+        fails.
     """
     if not _is_simple(module, example):
         return None
@@ -148,6 +149,7 @@ def _is_simple(module: nn.Module, example: Tensor) -> bool:
         and len(example) > 0
         and example.dtype == torch.float32
         and all(part.device.type == "cpu" for part in tensors)
+        and not torch.is_autocast_enabled("cpu")  # scores are then too rough to agree
         and all(part.dtype == torch.float32 for part in tensors if part.is_floating_point())
         and not any(_is_special(part) for part in module.modules())
         and sum(type(part) is nn.Conv2d for part in module.modules()) >= _FEWEST

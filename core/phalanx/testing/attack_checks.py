@@ -26,8 +26,8 @@ def _networks() -> tuple[nn.Module, ...]:
 def check_attack(case: Case) -> None:
     """Examples stay in budget and box, follow the generator, and nothing else is touched.
 
-    It is tried on a network, and on an ensemble where it says that it needs members. An attack that
-    takes no ball of ours is tried without one; it need not make anything worse.
+    It is tried on a network, or, where that raises `AttackInapplicable`, on an ensemble of two. An
+    attack that takes no ball of ours is tried without one; it need not make anything worse.
     """
     config_class = case.registry.config_class(case.spec.kind, case.spec.name)
     given = case.registry.family_arguments(case.spec.kind, case.spec.name)
@@ -62,7 +62,7 @@ def _attacked(
     attack: Attack[AttackConfig], x: Tensor, y: Tensor
 ) -> tuple[nn.Module, dict[str, Tensor], list[Tensor]]:
     """The network that the attack takes, its weights before, and examples made twice."""
-    refused = ""
+    refused: list[str] = []
     for network in _networks():
         weights = {k: v.clone() for k, v in network.state_dict().items()}
         try:
@@ -72,10 +72,10 @@ def _attacked(
                     for _ in range(2)
                 ]
         except AttackInapplicable as error:
-            refused = str(error)
+            refused.append(str(error))
             continue
         return network, weights, made
-    raise AssertionError(f"it takes neither a network nor an ensemble of two: {refused}")
+    raise AssertionError(f"it takes neither a network nor an ensemble of two: {'; '.join(refused)}")
 
 
 CHECKS = (check_attack,)

@@ -1,12 +1,13 @@
 """When each check warns and fails: one frozen, recorded table of thresholds.
 
-All can be changed. Of a share, a threshold of 0 reads 0.5 %: no finite number of images shows that
-a share is nothing.
+A protocol may change them, name by name: what a table leaves out stays as it is here. Of a share, a
+threshold of 0 reads 0.5 %: no finite number of images shows that a share is nothing.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -50,6 +51,12 @@ class Above(Spec):
     warn: float | None = None
     fail: float | None = None
 
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.warn is not None and self.fail is not None and self.warn > self.fail:
+            raise ValueError(f"warns above {self.warn:g}, so it cannot fail above {self.fail:g}")
+        return self
+
     def status(self, value: float) -> Status:
         """What this value decides; NaN is above everything."""
         if self.fail is not None and not value <= self.fail:
@@ -66,6 +73,12 @@ class Below(Spec):
 
     warn: float | None = None
     fail: float | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.warn is not None and self.fail is not None and self.warn < self.fail:
+            raise ValueError(f"warns below {self.warn:g}, so it cannot fail below {self.fail:g}")
+        return self
 
     def status(self, value: float) -> Status:
         """What this value decides; NaN is below everything."""
@@ -127,6 +140,25 @@ class Thresholds(Spec):
     excluded: float = Field(
         EXCLUDED, gt=0.0, lt=1.0, description="Share that zero findings must exclude."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_the_defaults(cls, data: Any) -> Any:
+        """A table that names one limit of a check changes that one alone."""
+        if not isinstance(data, Mapping):
+            return data
+        found = dict(data)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, Spec) and isinstance(found.get(name), Mapping):
+                found[name] = {**field.default.model_dump(exclude_none=True), **found[name]}
+        return found
+
+    def changes(self) -> Iterator[str]:
+        """What is not as by default, in words."""
+        for name, value in self:
+            if value != type(self).model_fields[name].default:
+                said = value.words() if isinstance(value, Shares | Above | Below) else f"at {value}"
+                yield f"{name} {said}"
 
 
 DEFAULTS = Thresholds()
