@@ -31,7 +31,7 @@ pytestmark = [
 ]
 CASES = {
     "mnist": ("mnist_cnn", {"in_chans": 1}, "mnist_lenet_adversarial", Linf(0.3), 200),
-    "cifar10": ("resnet20_cifar", {"shortcut": "pad"}, "cifar10_resnet20", Linf("0.5/255"), 200),
+    "cifar10": ("resnet20_cifar", {"shortcut": "pad"}, "cifar10_resnet20", Linf("0.5/255"), 100),
 }
 
 
