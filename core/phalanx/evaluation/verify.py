@@ -189,7 +189,7 @@ def _label(cell: Cell, registry: Registry | None) -> str:
     """The attack as in a report's rows; its name alone where it, or its version, is not here."""
     try:
         name, params = json.loads(cell.attack)
-    except ValueError:
+    except (TypeError, ValueError):  # no identity of ours
         return cell.attack
     table, threat = {"use": name, "params": params}, parse_threat(cell.threat)
     try:
