@@ -142,6 +142,21 @@ def test_examples_that_break_the_rules_are_told(
     )
 
 
+def test_other_images_than_were_written_are_told(tmp_path: Path) -> None:
+    evaluated(tmp_path, subject(), n=300, attacks=("toy:size=0.1",))
+    tamper(tmp_path, lambda x: x.flip(0).flip(0))  # as they were
+    ((same,), _) = verify(tmp_path, [subject()], data(300))
+    assert same.altered == 0
+    tamper(tmp_path, lambda x: 0.999 * x)  # inside the ball, and answered alike
+    ((one,), _) = verify(tmp_path, [subject()], data(300))
+    assert (one.outside, one.altered) == (0, 1)
+    assert one.again == one.stored
+    assert list(problems([one])) == [
+        "a, deployed, toy (linf:0.25): 1 files hold other images than were written, by their "
+        "SHA-256; evaluate again with --keep-examples"
+    ]
+
+
 def test_excess_is_in_pixel_units(tmp_path: Path) -> None:
     evaluated(tmp_path, subject(), attacks=("toy:size=0.0",))
     tamper(tmp_path, lambda x: x + torch.tensor([0.3, *[0.0] * 39]).view(-1, 1, 1, 1))

@@ -86,7 +86,7 @@ class BlockStore:
             header = {
                 "block": json.dumps(asdict(block), sort_keys=True),
                 "outcome": json.dumps(facts, sort_keys=True),
-                "sha256": _digest({_BITS: outcome.bits}),
+                "sha256": digest_of_tensors({_BITS: outcome.bits}),
             }
             write_tensors(path, {_BITS: outcome.bits}, header)
         self._found[block.key] = outcome
@@ -113,7 +113,7 @@ class BlockStore:
             rows = torch.arange(block.first, block.first + block.rows)
             tensors = {"images": examples.float(), "rows": rows}
             header = {"block": json.dumps(asdict(block), sort_keys=True)}
-            write_tensors(path, tensors, {**header, "sha256": _digest(tensors)})
+            write_tensors(path, tensors, {**header, "sha256": digest_of_tensors(tensors)})
 
     def lacks_examples(self, block: Block) -> bool:
         """Whether a block's adversarial images are to be kept and are not there."""
@@ -147,7 +147,7 @@ class BlockStore:
         except ArtifactError as error:
             warnings.warn(f"{error}; the examples are made again", PhalanxWarning, stacklevel=2)
             return None
-        same = header.get("sha256") == _digest(tensors)
+        same = header.get("sha256") == digest_of_tensors(tensors)
         same &= json.loads(header.get("block", "null")) == asdict(block)
         return tensors["images"] if same else None
 
@@ -162,7 +162,7 @@ def _read(path: Path, block: Block) -> Outcome:
     try:
         bits, facts = tensors[_BITS], json.loads(header["outcome"])
         same = json.loads(header["block"]) == asdict(block)
-        same &= header["sha256"] == _digest({_BITS: bits})
+        same &= header["sha256"] == digest_of_tensors({_BITS: bits})
         if not (same and bits.dtype == torch.uint8 and bits.shape[1:] == (block.rows,)):
             raise ArtifactError(f"{path} is not what was stored there")
         return Outcome(bits=bits, **facts)
@@ -172,5 +172,6 @@ def _read(path: Path, block: Block) -> Outcome:
         raise ArtifactError(f"{path} is damaged: {error!r}") from error
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
+def digest_of_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 of tensors by name, as headers of blocks and examples have it."""
     return hashlib.sha256(save({k: v.contiguous() for k, v in tensors.items()})).hexdigest()

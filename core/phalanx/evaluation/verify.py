@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from phalanx.evaluation.judge import Judge
 from phalanx.evaluation.labels import attack_label
 from phalanx.evaluation.protocol import resolve_attack
 from phalanx.evaluation.scoring import accuracy
-from phalanx.evaluation.store import EXAMPLES, BlockStore
+from phalanx.evaluation.store import EXAMPLES, BlockStore, digest_of_tensors
 from phalanx.evaluation.subjects import Images, Subject, digest_of_batch
 from phalanx.registry import Registry
 from phalanx.specs import parse_threat
@@ -49,6 +49,7 @@ class Verified:
         again: accuracy on draws that nobody saw; the same for a deterministic model. An example
             that is outside counts as its clean image.
         exact: whether the draws are all that there are, so that `again` must be as `stored`.
+        altered: files whose images are not those that were written, by their own SHA-256.
     """
 
     defense: str
@@ -61,6 +62,7 @@ class Verified:
     stored: float | None
     again: float
     exact: bool
+    altered: int = 0
 
 
 def verify(
@@ -97,13 +99,18 @@ def verify(
     cells: dict[Cell, list[_Part]] = {}
     others = 0
     for path in files:
-        block, examples = _read(path)
+        block, examples, whole = _read(path)
         subject = known.get(block.cell.weights)
         if subject is None:
             others += 1
             continue
         cells.setdefault(block.cell, []).append(
-            _part(path, block, examples, subject=subject, images=images, store=store, seed=seed)
+            replace(
+                _part(
+                    path, block, examples, subject=subject, images=images, store=store, seed=seed
+                ),
+                altered=not whole,
+            )
         )
     found = [
         _together(cell, known[cell.weights].name, _label(cell, registry), parts)
@@ -114,7 +121,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Part:
-    """One block's examples: how many, how many break the rules and by how much, how many right."""
+    """One block's examples: how many, how many break the rules or are right; are they altered."""
 
     images: int
     outside: int
@@ -122,6 +129,7 @@ class _Part:
     stored: float | None
     again: float
     exact: bool
+    altered: bool = False
 
 
 def _part(
@@ -182,6 +190,7 @@ def _together(cell: Cell, defense: str, attack: str, parts: Sequence[_Part]) -> 
         stored=mean(known) if len(known) == len(parts) else None,
         again=mean([part.again for part in parts]),
         exact=all(part.exact for part in parts),
+        altered=sum(part.altered for part in parts),
     )
 
 
@@ -198,13 +207,15 @@ def _label(cell: Cell, registry: Registry | None) -> str:
         return str(name)
 
 
-def _read(path: Path) -> tuple[Block, torch.Tensor]:
+def _read(path: Path) -> tuple[Block, torch.Tensor, bool]:
+    """A file's block and images, and whether they are those that its header was written for."""
     tensors, header = read_tensors(path)
     try:
         given: Mapping[str, object] = json.loads(header["block"])
         cell = Cell(**given["cell"])  # type: ignore[arg-type]  # as it was written
         rest = {key: value for key, value in given.items() if key != "cell"}
-        return Block(cell=cell, **rest), tensors["images"]  # type: ignore[arg-type]  # likewise
+        whole = header["sha256"] == digest_of_tensors(tensors)
+        return Block(cell=cell, **rest), tensors["images"], whole  # type: ignore[arg-type]  # likewise
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(f"{path} is damaged: {error!r}; evaluate again") from error
 
@@ -216,6 +227,11 @@ def problems(found: Sequence[Verified]) -> Iterator[str]:
         if one.outside:
             by = f"by up to {one.excess:.2g}"
             yield f"{name}: {one.outside} of {one.images} leave ball or box {by}"
+        elif one.altered:
+            yield (
+                f"{name}: {one.altered} files hold other images than were written, by their "
+                "SHA-256; evaluate again with --keep-examples"
+            )
         elif one.exact and one.stored is not None and abs(one.again - one.stored) > ROUNDING:
             yield (
                 f"{name}: {100 * one.stored:.2f} % as stored, {100 * one.again:.2f} % again, "
