@@ -6,7 +6,7 @@ BENCH_VENV ?= .venv-bench
 export OMP_WAIT_POLICY = passive
 export OMP_NUM_THREADS = 1
 
-.PHONY: help demo test check format bench agreement
+.PHONY: help demo test check format bench agreement validity
 
 help:
 	@echo "make demo    create $(VENV), install, train and attack the defenses on bundled data"
@@ -15,7 +15,9 @@ help:
 	@echo "make bench   create $(BENCH_VENV); our attacks' cost beside other libraries', half an hour,"
 	@echo "             and what pruning saves, minutes"
 	@echo "make agreement   the same environment; our attacks' strength beside torchattacks', hours"
-	@echo "             both need PHALANX_DATA and PHALANX_WEIGHTS, go on where they stopped, and"
+	@echo "make validity    the same environment; verdicts on models whose masking is known, the"
+	@echo "             standard protocol beside AutoAttack, kills, two processes, memory; hours"
+	@echo "             all three need PHALANX_DATA and PHALANX_WEIGHTS, go on where they stopped, and"
 	@echo "             write to bench/results"
 
 $(VENV)/installed: pyproject.toml requirements-dev.txt $(wildcard plugins/*/pyproject.toml)
@@ -54,3 +56,10 @@ agreement: export MALLOC_TRIM_THRESHOLD_ = 20000000000
 agreement: export MALLOC_MMAP_THRESHOLD_ = 20000000000
 agreement: $(BENCH_VENV)/installed
 	$(BENCH_VENV)/bin/python -m bench.agreement
+
+validity: $(BENCH_VENV)/installed
+	$(BENCH_VENV)/bin/python -m bench.shards
+	$(BENCH_VENV)/bin/python -m bench.evaluation_memory
+	$(BENCH_VENV)/bin/python -m bench.kills
+	$(BENCH_VENV)/bin/python -m bench.standard --work $(BENCH_VENV)/standard
+	$(BENCH_VENV)/bin/python -m bench.verdicts

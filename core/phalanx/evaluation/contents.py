@@ -198,7 +198,7 @@ def diversity_of(examined: Examined) -> dict[str, float]:
     def make() -> dict[str, float]:
         x, y = examined.images(LOOKED)
         with answering(examined.model):
-            return diversity(members, x, y)
+            return diversity(members, x, y, batch=examined.batch)
 
     found: dict[str, float] = examined.kept_value("diversity", make)
     return {name: value for name, value in found.items() if value == value}  # JSON has no NaN
@@ -216,7 +216,7 @@ def members_of(examined: Examined) -> Transfer | None:
         stream = examined.generator("members")
         with attacking(examined.model):
             found: list[list[float]] = transfer_matrix(
-                members, attack, x, y, generator=stream
+                members, attack, x, y, generator=stream, batch=examined.batch
             ).tolist()
         return found
 
