@@ -36,8 +36,8 @@ RUN = {
     "defense": {"use": "none", "params": {"backbone": "lenet5"}},
     "training": {"epochs": 1, "batch_size": 64},
 }
-ATTACKS = ("apgd-ce:steps=100", "apgd-dlr:steps=20", "square:queries=200", "fgsm")
-LIMIT = 600
+ATTACKS = ("apgd-ce:steps=100", "apgd-dlr:steps=20", "square:queries=100", "fgsm")
+LIMIT = 520
 KEPT = ("cells", "checks", "examples", "samples")
 """Folders of finished work."""
 TIMES = frozenset({"date", "latency"})
