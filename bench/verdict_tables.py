@@ -103,7 +103,7 @@ def unexpected(record: Record) -> Iterator[str]:
 def table(records: Sequence[Record]) -> str:
     """The results as Markdown."""
     lines = ["# Verdicts on models whose masking is known", "", *_summary(records), ""]
-    lines += [*_by_mechanism(records), "", *_costs(records), ""]
+    lines += [*_by_kind(records), "", *_costs(records), ""]
     for kind, title in (("masking", "Masking models"), ("sound", "Sound models")):
         lines += [*_models([one for one in records if one["kind"] == kind], title), ""]
     otherwise = [line for one in records for line in unexpected(one)]
@@ -147,19 +147,30 @@ def _share(name: str, count: int, n: int) -> str:
     )
 
 
-def _by_mechanism(records: Sequence[Record]) -> list[str]:
+def _by_kind(records: Sequence[Record]) -> list[str]:
     lines = [
-        "## By what they mask",
+        "## By kind",
         "",
-        "| by | models | `masking: yes` |",
-        "| --- | ---: | ---: |",
+        "What masking models mask by, and what sound ones are. Cost: passes of the required checks",
+        "of all models of a kind, over those of their bases; and the largest ratio of one model.",
+        "",
+        "| | kind | models | `masking: yes` | cost | largest |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
     ]
-    own = [one for one in records if one["kind"] == "masking"]
-    for how in dict.fromkeys(one["how"] for one in own):
-        same = [one for one in own if one["how"] == how]
+    for kind, how in dict.fromkeys((one["kind"], one["how"]) for one in records):
+        same = [one for one in records if (one["kind"], one["how"]) == (kind, how)]
         found = sum(one.get("masking") == "yes" for one in same)
-        lines.append(f"| {how} | {len(same)} | {found} |")
+        lines.append(f"| {kind} | {how} | {len(same)} | {found} |{_cost_of_all(same)} |")
     return lines
+
+
+def _cost_of_all(records: Sequence[Record]) -> str:
+    """Two cells: the ratio of sums, and the largest ratio; of models with a base."""
+    priced = [one for one in ran(records) if ratio(one) is not None]
+    if not priced:
+        return " |"
+    whole = sum(map(check_passes, priced)) / sum(one["base_passes"] for one in priced)
+    return f" {whole:.2f} | {max(ratio(one) or 0.0 for one in priced):.2f}"
 
 
 def _costs(records: Sequence[Record]) -> list[str]:

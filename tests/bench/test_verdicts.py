@@ -313,7 +313,8 @@ def test_the_tables_count(tables):
     assert "| masking models with `masking: yes` | 1 of 2 | 50.0 | 1.3 to 98.7 |" in page
     assert "| sound models with `masking: yes` | 0 of 1 | 0.0 | 0.0 to 97.5 |" in page
     assert "| overstated rows of masking models called `unreliable` | 0 of 2 |" in page
-    assert "| wrong | 2 | 1 |" in page
+    assert "| masking | wrong | 2 | 1 | 0.17 | 0.17 |" in page
+    assert "| sound | single | 1 | 0 | 0.17 | 0.17 |" in page
     assert "| single, the base leaves some | 3 | 200 | 34 | 0.17 | 0.17 | two |" in page
     cells = "98.0 | 50.0 | trusted | 40.0 | trusted | yes | transfer |"
     assert f"| two | digits | wrong | {cells}" in page
@@ -325,3 +326,4 @@ def test_the_tables_count(tables):
     without = record(base_passes=0)
     assert tables.ratio(without) is None
     assert "single, the base" not in tables.table([without])
+    assert "| sound | single | 1 | 0 | | |" in tables.table([without])
