@@ -104,6 +104,20 @@ def test_examples_without_a_ball_are_looked_at_too(tmp_path: Path) -> None:
     assert (one.threat, one.outside, one.stored, one.again) == ("none", 0, 0.0, 0.0)
 
 
+def test_attacks_of_checks_leave_nothing_to_verify(tmp_path: Path) -> None:
+    batch = images(40).test.fetch(slice(None))
+    x, y = batch.x, batch.y.clone()
+    y[0] = 1 - y[0]  # wrong without an attack, so that the checks' images are other rows
+    uses = (resolve_attack(parse_attack("fgsm"), threat=Linf(0.25)),)
+    evaluate_models(
+        [subject()], (x, y), Plan(uses, checks="core"), out=tmp_path, keep_examples=True
+    )
+    assert len(files(tmp_path)) == 1
+    ((one,), others) = verify(tmp_path, [subject()], images_of((x, y)))
+    assert (one.attack, one.images, one.altered, others) == ("fgsm", 40, 0, 0)
+    assert one.stored == one.again
+
+
 # ---------------------------------------------------------------- what was tampered with
 
 

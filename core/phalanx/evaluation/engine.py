@@ -61,6 +61,7 @@ class Job:
         needs: a job without which this one is not worth doing: its subject's clean cell.
         targets: models that are judged on its examples too.
         attacks: whether it makes adversarial examples.
+        keeps: whether these are kept, where an evaluation keeps them, and shown; a check's are not.
         outcomes: of its finished blocks, by first row.
         received: of its targets' blocks likewise, by cell.
         spoilt: the targets that failed on its examples.
@@ -77,6 +78,7 @@ class Job:
     needs: Job | None = None
     targets: tuple[Target, ...] = ()
     attacks: bool = False
+    keeps: bool = True
     outcomes: dict[int, Outcome] = field(default_factory=dict)
     received: dict[Cell, dict[int, Outcome]] = field(default_factory=dict)
     spoilt: set[Cell] = field(default_factory=set)
@@ -251,7 +253,7 @@ class Engine:
         if block.first in job.outcomes:
             return True
         own = self.store.get(block)
-        if own is None or (job.attacks and self.store.lacks_examples(block)):
+        if own is None or (job.attacks and job.keeps and self.store.lacks_examples(block)):
             return False
         received = {}
         for target in job.willing:
@@ -300,7 +302,7 @@ class Engine:
         examples: Tensor | None = self.store.kept(block) if own is not None else None
         if own is None or examples is None:
             examples, own = run.made(batch, block.first)
-            if run.attack is not None:
+            if run.attack is not None and job.keeps:
                 self.store.keep(block, examples)
                 self.store.sample(block, examples)
         received = {}

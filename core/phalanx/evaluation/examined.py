@@ -222,7 +222,7 @@ class Examined:
         task = Task(who, view, who.model.views()[view], attack)
         images = split if split is not None else self.split
         job = self.loop.maker.job(task, images, len(images))
-        job.shown = f"{task.shown}, check"
+        job.shown, job.keeps = f"{task.shown}, check", False
         self.loop.engine.progress.started(cells=1, images=job.count)
         self.loop.engine.work([job])
         return job.outcome(job.count) if job.error is None and job.done() == job.count else None
