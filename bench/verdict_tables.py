@@ -19,7 +19,7 @@ ON_ALL = ("undeclared", "batch-mates")
 CHANCE = 0.1
 """Of ten classes: a gradient attack that leaves no more is none that masking has misled."""
 LARGEST_RATIO = 8.0
-"""Passes of the required checks over those of the base."""
+"""Passes of the required checks of a kind of model over those of its bases, at most."""
 
 
 def interval(count: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -79,6 +79,21 @@ def ratio(record: Record) -> float | None:
     return check_passes(record) / base if base else None
 
 
+def ratio_of_all(records: Iterable[Record]) -> float | None:
+    """The same of several models together; None where none has a base."""
+    priced = [one for one in ran(records) if ratio(one) is not None]
+    base = sum(one["base_passes"] for one in priced)
+    return sum(map(check_passes, priced)) / base if priced else None
+
+
+def too_dear(records: Sequence[Record]) -> Iterator[str]:
+    """Kinds of models whose checks take more passes than they may."""
+    for kind, how in dict.fromkeys((one["kind"], one["how"]) for one in records):
+        found = ratio_of_all(one for one in records if (one["kind"], one["how"]) == (kind, how))
+        if found is not None and found > LARGEST_RATIO:
+            yield f"{kind}, {how}: the checks take {found:.2f} x the base, over {LARGEST_RATIO:g}"
+
+
 def unexpected(record: Record) -> Iterator[str]:
     """What came out otherwise than it should."""
     name = f"{record['kind']}, {record['name']} ({record['data']})"
@@ -106,7 +121,7 @@ def table(records: Sequence[Record]) -> str:
     lines += [*_by_kind(records), "", *_costs(records), ""]
     for kind, title in (("masking", "Masking models"), ("sound", "Sound models")):
         lines += [*_models([one for one in records if one["kind"] == kind], title), ""]
-    otherwise = [line for one in records for line in unexpected(one)]
+    otherwise = [*too_dear(records), *(line for one in records for line in unexpected(one))]
     lines += ["## Otherwise than it should", ""]
     lines += [f"- {line}" for line in otherwise] or ["Nothing."]
     return "\n".join(lines) + "\n"
@@ -167,9 +182,9 @@ def _by_kind(records: Sequence[Record]) -> list[str]:
 def _cost_of_all(records: Sequence[Record]) -> str:
     """Two cells: the ratio of sums, and the largest ratio; of models with a base."""
     priced = [one for one in ran(records) if ratio(one) is not None]
-    if not priced:
+    whole = ratio_of_all(priced)
+    if whole is None:
         return " |"
-    whole = sum(map(check_passes, priced)) / sum(one["base_passes"] for one in priced)
     return f" {whole:.2f} | {max(ratio(one) or 0.0 for one in priced):.2f}"
 
 

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.planted import IMAGES, PLANTED, THREATS, Case
-from bench.verdict_tables import Record, table, unexpected
+from bench.verdict_tables import Record, table, too_dear, unexpected
 from phalanx.errors import PhalanxError, ValidityWarning
 from phalanx.evaluation import contents, core_checks, validity
 from phalanx.evaluation.cell import Outcome
@@ -274,7 +274,7 @@ def main() -> None:
     _write(path, kept)
     records = _in_order(kept)
     print(table(records))
-    if found := [line for one in records for line in unexpected(one)]:
+    if found := [*too_dear(records), *(line for one in records for line in unexpected(one))]:
         raise SystemExit("\n".join(found))
 
 

@@ -327,3 +327,11 @@ def test_the_tables_count(tables):
     assert tables.ratio(without) is None
     assert "single, the base" not in tables.table([without])
     assert "| sound | single | 1 | 0 | | |" in tables.table([without])
+
+
+def test_a_kind_whose_checks_cost_too_much_is_told(tables):
+    cheap, dear = record(), record(how="ensemble", base_passes=4)
+    assert list(tables.too_dear([cheap, dear])) == [
+        "sound, ensemble: the checks take 8.50 x the base, over 8"
+    ]
+    assert list(tables.too_dear([cheap, record(base_passes=0)])) == []

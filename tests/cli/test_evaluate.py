@@ -59,7 +59,7 @@ def test_a_run_is_evaluated_and_a_repeated_call_reads_it(
         ["DEFENSE", "VIEW", "ATTACK", "THREAT", "CLEAN", "ROBUST", "95", "%", "N", "VERDICT"]
     )
     assert f"report: {out / 'report.html'}" in shown
-    assert "1/3  none, clean  " in told
+    assert told.startswith("none: 256 images at a time\n1/3  none, clean  ")
     assert "(stored)" not in told
     value = json.loads((out / "report.json").read_text())
     assert [row["attack"] for row in value["rows"]] == ["fgsm", "pgd:step=2/255,steps=2", "worst"]
@@ -388,6 +388,25 @@ def test_a_report_is_written_again(
     assert shown == (tmp_path / "report.md").read_text()
     code, shown, _ = call(capsys, "report", tmp_path, "--format", "json")
     assert json.loads(shown) == json.loads((tmp_path / "report.json").read_text())
+
+
+def test_notes_are_printed_with_the_table_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    l1 = ("--norm", "l1", "--eps", "1", "--attack", "square:queries=2", "--attack", "fgsm")
+    call(capsys, "evaluate", folder, *l1, "--limit", 5, "--out", tmp_path)
+    path = tmp_path / "report.json"
+    notes = ["a: the time budget was over after 256 of 500 images.", "Two\nlines."]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "notes": notes}))
+    code, shown, _ = call(capsys, "report", tmp_path)
+    assert code == 0
+    *_, sentence, first, second, failed, page = shown.splitlines()
+    assert sentence.startswith("none, masking ")
+    assert [first, second] == [f"note: {notes[0]}", "note: Two lines."]
+    assert failed.startswith("could not be run: none, deployed, square:queries=2 (l1:1): ")
+    assert page.startswith("report: ")
+    code, shown, _ = call(capsys, "report", tmp_path, "--format", "json")
+    assert (json.loads(shown)["notes"], "note: " in shown) == (notes, False)
 
 
 def test_no_report_to_write_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from evaluation_toys import SIDE, TASK, Mixed, Plain, Threshold, images, toy_registry
-from PIL import Image
 from torch import Generator, Tensor, nn
 
 from phalanx import catalog
@@ -27,7 +22,7 @@ from phalanx.evaluation.statistics import wilson
 from phalanx.evaluation.subjects import Plan, Subject
 from phalanx.nn.ensemble import MeanEnsemble
 from phalanx.report.model import Report
-from phalanx.specs import Kind, Linf, Task, parse_threat
+from phalanx.specs import Kind, parse_threat
 
 
 def mean_pixels(n: int) -> tuple[Tensor, Tensor]:
@@ -226,90 +221,6 @@ def test_a_curve_is_of_128_images_at_most(monkeypatch: pytest.MonkeyPatch) -> No
     distance = (mean_pixels(128)[0] - 0.5).abs()
     expected = [float((distance > point.eps / 4).double().mean()) for point in curve.points]
     assert [point.accuracy for point in curve.points] == pytest.approx(expected)
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def decoded(picture: str) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))))
-
-
-def coloured(n: int, channels: int) -> Data:
-    """The toy images with so many channels, all alike but for a small gradient."""
-    data = images(n)
-    ramp = 1.0 - 0.1 * torch.arange(channels).view(1, -1, 1, 1)
-    x = data.test.images * ramp
-    task = Task(
-        name="toy",
-        shape=(channels, SIDE, SIDE),
-        classes=2,
-        train_size=0,
-        mean=(0.5,) * channels,
-        std=(0.5,) * channels,
-        class_names=("dark", "bright"),
-    )
-    empty = ArraySplit(x[:0], data.test.labels[:0])
-    return Data(task, empty, empty, ArraySplit(x, data.test.labels), Linf(0.1))
-
-
-@pytest.mark.parametrize("channels", [1, 2, 3])
-def test_pictures_show_the_images_that_were_judged(channels: int) -> None:
-    data = coloured(40, channels)
-    model = Plain(0.45)
-    model.task = data.task
-    report = evaluated([subject("a", model)], plan_with("fgsm", threat="linf:0.5"), data=data)
-    assert len(report.examples) == 6
-    x, y = data.test.images, data.test.labels
-    for one in report.examples:
-        way = 1.0 - 2.0 * float(y[one.row])
-        moved = (x[one.row] + 0.5 * way).clamp(0, 1)
-        difference = moved - x[one.row]
-        assert one.gain == pytest.approx(0.5 / float(difference.abs().max()))
-        for picture, image in (
-            (one.clean, x[one.row]),
-            (one.adversarial, moved),
-            (one.difference, 0.5 + one.gain * difference),
-        ):
-            pixels = (image.clamp(0, 1) * 255).round().byte()
-            shown = pixels.permute(1, 2, 0) if channels == 3 else pixels[0]
-            off = decoded(picture).astype(int) - shown.numpy().astype(int)
-            assert abs(off).max() <= (0 if picture is one.clean else 1), one.row  # of rounding
-        names = ("dark", "bright")
-        assert (one.label, one.predicted) == (names[y[one.row]], names[1 - y[one.row]])
-        assert (one.defense, one.view, one.attack) == ("a", "deployed", "fgsm")
-
-
-def test_only_images_that_an_attack_breaks_are_shown() -> None:
-    report = evaluated([subject("a", Plain())], plan_with("fgsm", threat="linf:0.25"))
-    broken = right_at(0.5, 16) & ~right_at(0.5, 16, shift=0.25)  # of the first sixteen
-    assert 0 < broken.sum() < 16
-    expected = broken.nonzero().squeeze(1).tolist()[:6]
-    assert [one.row for one in report.examples] == expected
-    assert {(one.label, one.predicted) for one in report.examples} <= {("0", "1"), ("1", "0")}
-    assert evaluated([subject("a", Plain())], plan_with("fgsm", threat="linf:0.1")).examples == ()
-
-
-def test_the_strongest_attack_that_follows_gradients_is_shown() -> None:
-    attacks = ("square:queries=30", "pgd:steps=1,step=0.01,start=clean", "fgsm")
-    report = evaluated([subject("a", Plain())], plan_with(*attacks, threat="linf:0.4"), n=20)
-    assert {one.attack for one in report.examples} == {"fgsm"}
-    assert evaluated([subject("a", Plain())], plan_with("square:queries=5"), n=20).examples == ()
-
-
-def test_a_repeated_evaluation_shows_the_same_and_damaged_pictures_are_left_out(
-    tmp_path: Path,
-) -> None:
-    def again() -> Report:
-        plan = plan_with("fgsm", threat="linf:0.4")
-        return evaluated([subject("a", Plain())], plan, n=20, out=tmp_path)
-
-    first = again()
-    assert first.examples
-    assert again().examples == first.examples
-    (path,) = (tmp_path / "samples").glob("*.safetensors")
-    path.write_bytes(path.read_bytes()[:-9])
-    assert again().examples == ()
 
 
 # ---------------------------------------------------------------- the ledger and facts

@@ -16,6 +16,7 @@ import phalanx
 from phalanx.errors import PhalanxWarning
 from phalanx.evaluation import engine as engine_module
 from phalanx.evaluation.evaluate import evaluate_models
+from phalanx.evaluation.progress import Silence
 from phalanx.evaluation.protocol import resolve_attack
 from phalanx.evaluation.subjects import Plan, Subject
 from phalanx.specs import Linf
@@ -249,3 +250,33 @@ def test_examples_that_are_asked_for_later_are_made_again(tmp_path: Path) -> Non
     assert log.calls == 1
     assert second.rows == first.rows
     assert len(list((tmp_path / "examples").iterdir())) == 1
+
+
+# ---------------------------------------------------------------- progress
+
+
+class Heard(Silence):
+    """Keeps the calls that name a batch or a cell."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[object, ...]] = []
+
+    def batch_chosen(self, subject: str, *, images: int) -> None:
+        self.calls.append(("batch", subject, images))
+
+    def cell_started(self, label: str) -> None:
+        self.calls.append(("cell", label))
+
+
+def test_the_batch_is_told_for_each_model_before_the_first_cell() -> None:
+    heard = Heard()
+    both = (Subject("a", Plain(), "a"), Subject("b", Plain(0.52), "b"))
+    models(*both, n=5, progress=heard)
+    assert heard.calls[:3] == [("batch", "a", 256), ("batch", "b", 256), ("cell", "a, clean")]
+    assert [call[0] for call in heard.calls].count("batch") == 2
+
+
+def test_a_batch_that_was_given_is_not_told() -> None:
+    heard = Heard()
+    models(Subject("a", Plain(), "a"), n=5, progress=heard, batch=16)
+    assert [call[0] for call in heard.calls] == ["cell", "cell"]

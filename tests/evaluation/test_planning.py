@@ -110,6 +110,15 @@ def test_averages_says_no_of_a_model_that_fails() -> None:
     assert not averages(subject(Broken()), SHAPE)
 
 
+def test_what_a_random_model_serves_is_no_average_of_its_members() -> None:
+    protocol = protocol_of(entry(only="averages", views=["deployed", "expected"]))
+    found = {
+        name: [views for _, _, views, _ in labels(planned(MODELS[name](), protocol))]
+        for name in ("mean", "population")
+    }
+    assert found == {"mean": [("deployed", "expected")], "population": [("expected",)]}
+
+
 def test_entries_run_on_their_views_where_these_are_asked_for() -> None:
     protocol = protocol_of(
         entry(views=["deployed", "expected"]), entry("bim", views=["one-draw"]), entry("pgd")

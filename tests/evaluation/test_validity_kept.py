@@ -15,6 +15,7 @@ from validity_toys import (
     ENOUGH,
     FREE,
     LARGE,
+    STRONG,
     Loud,
     evaluated,
     found_in,
@@ -351,3 +352,31 @@ def test_a_machine_that_fails_ends_the_evaluation(
     monkeypatch.setattr(examining, "write_json", full)
     with pytest.raises(type(error)):
         evaluated(Plain(), n=20, attacks=("toy",), checks="free", out=tmp_path)
+
+
+def test_noise_is_kept_and_compared_with_what_the_base_is_now(tmp_path: Path) -> None:
+    """The attack on a margin is missing at first, so that there is no base."""
+    few = ("apgd-ce", "square:queries=20")
+    kept = {"out": tmp_path, "checks": "full", "threats": LARGE}
+    first = found_in(evaluated(Plain(), attacks=few, **kept))["noise_gain"]
+    assert first.status == "not-run"
+    second = found_in(evaluated(Plain(), attacks=STRONG, **kept))["noise_gain"]
+    assert second.status == "pass"
+
+
+def test_any_attack_on_scores_or_labels_counts_as_black_box() -> None:
+    attacks = ("apgd-ce", "apgd-dlr:steps=5", "art/SquareAttack:max_iter=5,p_init=0.3")
+    found = found_in(evaluated(Plain(), attacks=attacks, threats=LARGE))["black_box"]
+    assert found.status == "pass"
+    gradients = found_in(evaluated(Plain(), attacks=attacks[:2], threats=LARGE))["black_box"]
+    assert gradients.status == "not-run"
+
+
+def test_the_robustness_average_is_that_of_the_members_matrix() -> None:
+    model = MeanEnsemble([Threshold(), Threshold(0.48)])
+    report = evaluated(model, threats=LARGE)
+    (matrix,) = report.transfers
+    values = [value for line in matrix.accuracy for value in line if value is not None]
+    assert len(values) == 4
+    assert report.defenses[0].diversity["mra"] == pytest.approx(sum(values) / 4)
+    assert "mra" not in evaluated(Plain(), threats=LARGE).defenses[0].diversity

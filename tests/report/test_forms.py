@@ -14,7 +14,7 @@ from hypothesis import given, strategies as st
 from phalanx import cli
 from phalanx.cli.report import print_report
 from phalanx.evaluation.rows import Row
-from phalanx.report import latex, markdown, sheet, tables
+from phalanx.report import latex, markdown, sheet, tables, words
 from phalanx.report.model import Report
 
 UNESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\|")
@@ -194,6 +194,7 @@ def test_the_terminal_has_the_same_order_and_the_sentences(
         "none, masking no: Trusted: all 10 required checks pass; no masking is found.",
         f"{full.rows[7].defense}, masking unknown: Screened: transfer has not run.",
         f"{hostile}, masking yes: Unreliable: black_box fails; transfer has not run; R&D <masks>.",
+        "note: Small & quick. Two lines; see https://example.org/a_b.",
         f"could not be run: {full.rows[7].defense}, deployed, art/X (linf:8/255): pip a < b",
     ]
 
@@ -214,3 +215,25 @@ def test_each_form_is_printed_as_it_is_written(
     full.save(tmp_path)
     assert cli.main(["report", str(tmp_path), "--format", form]) == 0
     assert capsys.readouterr().out == (tmp_path / f"report.{form}").read_text()
+
+
+def test_curves_of_defenses_that_mask_are_told_to_overstate(full: Report, hostile: str) -> None:
+    told = words.overstated([("a", "no"), ("b", "yes"), ("c", "unknown"), ("d", "yes")])
+    assert told == [
+        "Masking is yes (b, d): gradients mislead this attack, and the curve overstates.",
+        "Masking is unknown (c): the curve may overstate.",
+    ]
+    shown = [one.defense for one in full.curves]
+    assert hostile in shown
+    assert "gradients mislead this attack, and the curve overstates." in full.to_markdown()
+    assert "gradients mislead this attack, and the curve overstates." in full.to_html()
+
+
+def test_markdown_and_latex_have_the_draws_of_random_models(full: Report) -> None:
+    drawn = next(row for row in full.rows if row.majority is not None)
+    assert (drawn.majority, drawn.worst_draw) == (0.7, 0.5)
+    assert "| Right in most draws | Worst draw |" in full.to_markdown()
+    assert "| 70.0 % | 50.0 % |" in full.to_markdown()
+    assert r"& 70.0 & 50.0 &" in full.to_latex()
+    fixed = Report(rows=tuple(row for row in full.rows if row.majority is None))
+    assert "Worst draw" not in fixed.to_markdown() + fixed.to_latex()

@@ -49,7 +49,7 @@ def line_of(shares: dict[float, float], defense: str = "a", view: str = "deploye
 
 
 def test_a_curve_goes_from_the_axis_to_the_right_edge() -> None:
-    picture = lines.of_norm("c", "linf", [line_of({0.2: 0.0, 0.0: 1.0, 0.1: 0.5})])
+    picture = lines.of_norm("c", "linf", curves=[line_of({0.2: 0.0, 0.0: 1.0, 0.1: 0.5})])
     (curve,) = picture.lines
     left, right, top, bottom = picture.left, picture.right, picture.top, picture.bottom
     places = [[float(place) for place in point.split(",")] for point in curve.points.split()]
@@ -62,7 +62,7 @@ def test_a_curve_goes_from_the_axis_to_the_right_edge() -> None:
 
 
 def test_radii_far_apart_stand_on_a_square_root_axis() -> None:
-    picture = lines.of_norm("c", "linf", [line_of({0.0: 1.0, 0.01: 0.5, 1.0: 0.0})])
+    picture = lines.of_norm("c", "linf", curves=[line_of({0.0: 1.0, 0.01: 0.5, 1.0: 0.0})])
     places = [float(one.split(",")[0]) for one in picture.lines[0].points.split()]
     whole = picture.right - picture.left
     assert [place - picture.left for place in places] == pytest.approx([0, whole / 10, whole])
@@ -72,7 +72,7 @@ def test_radii_far_apart_stand_on_a_square_root_axis() -> None:
 
 @given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=12, unique=True))
 def test_names_of_radii_stand_apart_and_the_largest_has_one(radii: list[float]) -> None:
-    picture = lines.of_norm("c", "linf", [line_of(dict.fromkeys(radii, 0.5))])
+    picture = lines.of_norm("c", "linf", curves=[line_of(dict.fromkeys(radii, 0.5))])
     places = [place for place, _ in picture.ticks]
     assert all(b - a >= 46 for a, b in itertools.pairwise(places))
     assert all(picture.left <= place <= picture.right for place in places)
@@ -83,7 +83,7 @@ def test_names_of_radii_stand_apart_and_the_largest_has_one(radii: list[float]) 
 def test_curves_differ_without_colour_and_are_named_apart() -> None:
     curves = [line_of({0.0: 1.0}, f"d{number}") for number in range(30)]
     curves.append(line_of({0.0: 1.0}, "d0", view="expected"))
-    picture = lines.of_norm("c", "linf", curves)
+    picture = lines.of_norm("c", "linf", curves=curves)
     shapes = [re.sub(r"M[\d.]+ [\d.]+", "", one.marks) for one in picture.lines]
     looks = {(one.dash, shape) for one, shape in zip(picture.lines, shapes, strict=True)}
     assert len(looks) == 30  # 5 dashes and 6 shapes

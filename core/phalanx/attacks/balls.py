@@ -21,6 +21,8 @@ from phalanx.specs import L1, L2, Linf, NoBall, Threat, Union
 
 L1_SHARE = 0.01
 """Share of the coordinates that an L1 step moves: the 99th percentile of Tramèr and Boneh."""
+ROUNDING = 1e-5
+"""Share of eps by which rounding may lengthen a perturbation."""
 
 
 def project(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
@@ -180,9 +182,33 @@ def within(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
             return torch.stack([within(x_adv, x, part) for part in parts]).any(0)
         case Linf(eps=eps) | L2(eps=eps) | L1(eps=eps):
             length = norm(x_adv.double() - x.double(), threat)
-            return inside & (length <= eps * (1.0 + 1e-5) + 1e-6)
+            return inside & (length <= eps * (1.0 + ROUNDING) + 1e-6)
         case _:
             _no_ball(threat)
+
+
+def excess(x_adv: Tensor, x: Tensor, threat: Threat) -> Tensor:
+    """By how much each example breaks the rules, in pixel units: float64 ``(N,)``.
+
+    The larger of what its norm has above ``eps (1 + 1e-5)`` and what a pixel has outside [0, 1];
+    within a union the best part counts; infinite where an entry is not finite.
+
+    Args:
+        x_adv: examples ``(N, C, H, W)``.
+        x: clean images.
+        threat: what was allowed; without a ball only the box counts.
+    """
+    flat = x_adv.double().flatten(1)
+    box = torch.maximum(-flat, flat - 1.0).amax(1).clamp_min(0.0)
+    parts = threat.parts if isinstance(threat, Union) else (threat,)
+    over = [
+        norm(x_adv.double() - x.double(), part) - part.eps * (1.0 + ROUNDING)
+        for part in parts
+        if isinstance(part, Linf | L2 | L1)
+    ]
+    if len(over) == len(parts):
+        box = torch.maximum(box, torch.stack(over).amin(0).clamp_min(0.0))
+    return torch.where(flat.isfinite().all(1), box, torch.inf)
 
 
 def finite(gradient: Tensor) -> Tensor:

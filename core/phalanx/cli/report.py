@@ -67,7 +67,7 @@ def command(
 
 
 def print_report(report: Report) -> None:
-    """The rows as a table, what the verdicts rest on, and what could not be run.
+    """The rows as a table, what the verdicts rest on, the notes, and what could not be run.
 
     Defenses stand in the order of the report's summary: by the verdict of their worst case, the
     most trusted first, then by its accuracy.
@@ -87,6 +87,8 @@ def print_report(report: Report) -> None:
             echo("  ".join(cells).rstrip())
     for found in arrange.found(report):
         echo(_judged(report, found))
+    for note in report.notes:
+        echo(f"note: {' '.join(note.split())}")
     for one in report.failed:
         what = f"{one.defense}, {one.view}, {one.attack} ({one.threat})"
         echo(f"could not be run: {what}: {one.reason}")

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from phalanx import randomness
 from phalanx.attack import Attack, attacking
-from phalanx.attacks.balls import per_row, within
+from phalanx.attacks.balls import excess, per_row, within
 from phalanx.attacks.crafting import doubtful
 from phalanx.defense import DefendedModel, View
 from phalanx.errors import (
@@ -123,6 +123,7 @@ class Outcome:
         backwards: likewise.
         violations: examples that broke budget, box or finiteness and were replaced by their
             clean images.
+        excess: the largest by which one did, in pixel units; infinite where it was not finite.
         fixed_draw: whether the view is one of a fixed draw, opened for each chunk.
         note: what the attack says of itself (`note(classes)`), or ''.
     """
@@ -133,6 +134,7 @@ class Outcome:
     forwards: float = 0.0
     backwards: float = 0.0
     violations: int = 0
+    excess: float = 0.0
     fixed_draw: bool = False
     note: str = ""
 
@@ -165,6 +167,7 @@ def joined(blocks: Sequence[Outcome]) -> Outcome:
         forwards=mean([block.forwards for block in blocks]),
         backwards=mean([block.backwards for block in blocks]),
         violations=sum(block.violations for block in blocks),
+        excess=max(block.excess for block in blocks),
     )
 
 
@@ -227,6 +230,7 @@ class CellRun:
         with self._seeded(first), blamed(self.attack):
             found = self._examples(x, y, first)
             kept = within(found, x, self.attack.threat)
+            over = excess(found, x, self.attack.threat)
             examples = torch.where(per_row(kept, x), found, x).cpu()
         forwards, backwards = self._passes.forwards / len(x), self._passes.backwards / len(x)
         judged = self.outcome(images, first, examples)
@@ -235,6 +239,7 @@ class CellRun:
             forwards=forwards,
             backwards=backwards,
             violations=int((~kept).sum()),
+            excess=float(over.max()),
             fixed_draw=self.view.fixed_draw,
             note=_note(self.attack, judged.classes),
         )

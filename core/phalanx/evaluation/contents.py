@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from phalanx import catalog
@@ -21,17 +18,15 @@ from phalanx.evaluation import scoring, statistics
 from phalanx.evaluation.cell import Outcome
 from phalanx.evaluation.diversity import diversity
 from phalanx.evaluation.examined import Examined
-from phalanx.evaluation.facts import facts_of
 from phalanx.evaluation.findings import (
     Comparison,
     Curve,
     CurvePoint,
-    Example,
     LedgerEntry,
     ModelFacts,
     Transfer,
 )
-from phalanx.evaluation.loop import Attacked, Loop, Measurements
+from phalanx.evaluation.loop import Measurements
 from phalanx.evaluation.matrix import members_transfer, transfer_matrix
 from phalanx.evaluation.paired import compare
 from phalanx.evaluation.subjects import Subject
@@ -42,9 +37,6 @@ CURVE = (0.25, 0.5, 1.0, 1.5, 2.0)
 """Radii of a security curve, in units of the threat's."""
 LOOKED = 128
 """Images of curves, diversity and the members' matrix."""
-PICTURES = 6
-"""Adversarial examples shown of each defense."""
-_MID = 0.5
 
 
 # ---------------------------------------------------------------- between defenses
@@ -230,6 +222,19 @@ def members_of(examined: Examined) -> Transfer | None:
     )
 
 
+def robustness_average(between: Sequence[Transfer]) -> dict[str, float]:
+    """The model robustness average, from members' accuracies on each other's examples.
+
+    It is the mean of the whole matrix where each image is attacked through a member at random
+    (Jasser and Garibay, arXiv 2111.10272, eq. 6): here each image is attacked through every one.
+    """
+    if not between:
+        return {}
+    (matrix, *_) = between
+    values = [value for line in matrix.accuracy for value in line if value is not None]
+    return {"mra": sum(values) / len(values)}
+
+
 def facts(subject: Subject, split: Split) -> ModelFacts:
     """Size and latency of a model, and what its training took."""
     model = subject.model
@@ -277,65 +282,3 @@ def ledger(subject: Subject) -> tuple[LedgerEntry, ...]:
         )
         for claim in (known.claims if known else ())
     )
-
-
-# ---------------------------------------------------------------- pictures
-
-
-def examples(subject: Subject, loop: Loop, measured: Measurements) -> Iterator[Example]:
-    """Some images that the strongest gradient attack breaks, of the first in the data set."""
-    count = measured.counts[subject.name]
-    clean = measured.clean[subject.name].outcome(count)
-    cells = [one for one in measured.finished(subject.name) if _has_pictures(one)]
-    if not cells:
-        return
-    strongest = min(cells, key=lambda one: scoring.accuracy(one.job.outcome(count).bits))
-    block = loop.engine.blocks_of(strongest.job)[0]
-    images = loop.engine.store.sampled(block)
-    if images is None:
-        return
-    batch = loop.images.split.fetch(slice(0, len(images)))
-    right = scoring.shares(clean.bits)[: len(images)] > 0.5
-    left = scoring.shares(strongest.job.outcome(count).bits)[: len(images)] > 0.5
-    broken = (right & ~left).nonzero().squeeze(1)[:PICTURES]
-    if not len(broken):
-        return
-    device = next(iter(subject.model.parameters()), torch.zeros(0)).device
-    with answering(subject.model), torch.no_grad():
-        predicted = subject.model.serve(0)(images[broken].to(device)).argmax(1).cpu()
-    task = subject.model.task
-    names = task.class_names if task is not None and task.class_names else ()
-    for place, row in enumerate(broken.tolist()):
-        difference = images[row] - batch.x[row]
-        largest = float(difference.abs().max())
-        gain = _MID / largest if largest else 1.0
-        yield Example(
-            defense=subject.name,
-            view=strongest.task.view_name,
-            attack=strongest.task.label,
-            threat=strongest.task.threat,
-            row=row,
-            label=_name(names, int(batch.y[row])),
-            predicted=_name(names, int(predicted[place])),
-            clean=_png(batch.x[row]),
-            adversarial=_png(images[row]),
-            difference=_png(_MID + gain * difference),
-            gain=gain,
-        )
-
-
-def _has_pictures(one: Attacked) -> bool:
-    return one.task.use is not None and facts_of(one.task.use).gradient
-
-
-def _name(names: Sequence[str], label: int) -> str:
-    return names[label] if label < len(names) else str(label)
-
-
-def _png(image: Tensor) -> str:
-    """A picture ``(C, H, W)`` of one or three channels as base64 of a PNG file."""
-    values = (image.clamp(0, 1) * 255).round().to(torch.uint8)
-    shown = values[0] if len(values) in (1, 2) else values[:3].permute(1, 2, 0)
-    buffer = io.BytesIO()
-    Image.fromarray(shown.contiguous().numpy()).save(buffer, format="PNG", optimize=True)
-    return base64.b64encode(buffer.getvalue()).decode()

@@ -15,7 +15,7 @@ from phalanx.attacks.config import APGDConfig
 from phalanx.errors import PhalanxError, StorageError
 from phalanx.evaluation import checks, scoring
 from phalanx.evaluation.examined import SHOWN, Examined
-from phalanx.evaluation.facts import BLACK_BOX, LOSSES, facts_of, steps_of
+from phalanx.evaluation.facts import LOSSES, facts_of, is_black_box, steps_of
 from phalanx.evaluation.findings import Check, Status
 from phalanx.evaluation.planning import ADAPTIVE, averages
 from phalanx.specs import L1, L2, Linf, Threat
@@ -58,10 +58,7 @@ def core(examined: Examined) -> Iterator[Check]:
     """Gradients, then comparisons of attacks, then the path of one."""
     yield from _gradients(examined)
     base, limits = examined.base(), examined.thresholds
-    yield tried(
-        "black_box",
-        lambda: checks.black_box(base, examined.outcomes(*BLACK_BOX), thresholds=limits),
-    )
+    yield tried("black_box", lambda: _black_box(examined, base))
     yield tried("transfer", lambda: checks.transfer(base, examined.sources(), thresholds=limits))
     yield tried("unbounded", lambda: _unbounded(examined))
     converged = tried("converged_steps", lambda: _converged(examined, base))
@@ -71,6 +68,12 @@ def core(examined: Examined) -> Iterator[Check]:
     yield tried("ensemble_reweight", lambda: _reweighed(examined, base))
     yield from _adaptive(examined)
     yield from _path(examined, converged.status)
+
+
+def _black_box(examined: Examined, base: torch.Tensor | None) -> Check:
+    uses = [one.task.use for one in examined.cells() if one.task.use is not None]
+    names = {use.use for use in uses if is_black_box(use)}
+    return checks.black_box(base, examined.outcomes(*names), thresholds=examined.thresholds)
 
 
 def _gradients(examined: Examined) -> Iterator[Check]:
@@ -227,13 +230,17 @@ def _eot(examined: Examined) -> Check:
             why = examined.unable("APGD over several draws cannot run on this model.")
             return checks.not_run("eot_k", why)
         plain, double = (scoring.shares(one.bits) for one in outcomes if one is not None)
-    frozen = examined.attacked(
-        "apgd-ce", {"steps": 100}, view="deployed", subject=examined.frozen()
-    )
+    one = examined.frozen()
+    frozen = examined.attacked("apgd-ce", {"steps": 100}, view="deployed", subject=one)
     if frozen is None:
         why = examined.unable("APGD cannot run on a frozen draw of this model.")
         return checks.not_run("eot_k", why)
-    return checks.eot_k(plain, double, scoring.shares(frozen.bits), thresholds=examined.thresholds)
+    x, y = examined.images()
+    with attacking(one.model), torch.no_grad():
+        clean = (one.model.serve(0)(x).argmax(1) == y).cpu()
+    return checks.eot_k(
+        plain, double, scoring.shares(frozen.bits), clean=clean, thresholds=examined.thresholds
+    )
 
 
 def _reweighed(examined: Examined, base: torch.Tensor | None) -> Check:

@@ -304,7 +304,7 @@ class Engine:
             examples, own = run.made(batch, block.first)
             if run.attack is not None and job.keeps:
                 self.store.keep(block, examples)
-                self.store.sample(block, examples)
+                self.store.sample(block, examples, own.bits)
         received = {}
         for target in job.willing:
             other = _of(target.cell, block)

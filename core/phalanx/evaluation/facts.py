@@ -46,6 +46,11 @@ def facts_of(use: UseAttack) -> AttackFacts:
     return AttackFacts(gradient=True, loss=str(getattr(use.params, "loss", "ce")))
 
 
+def is_black_box(use: UseAttack) -> bool:
+    """Whether an attack asks the model for scores or labels alone: ours, and ART's known ones."""
+    return not facts_of(use).gradient and use.use not in ("natural", MEMBERS)
+
+
 def is_base(use: UseAttack) -> bool:
     """Whether an attack belongs to the base: white-box, by gradients, on the model itself."""
     return use.use in GRADIENT and use.use != "mora"

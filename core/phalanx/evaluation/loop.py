@@ -122,6 +122,7 @@ class Loop:
             ]
             for subject in subjects
         }
+        self._tell_batches(subjects)
         jobs: list[Job] = []
         for subject in subjects:
             jobs += [clean[subject.name]] if subject.name in clean else []
@@ -205,7 +206,15 @@ class Loop:
                     "there."
                 )
 
+    def _tell_batches(self, subjects: Sequence[Subject]) -> None:
+        """Tell progress the numbers that were chosen, before the first attack."""
+        for subject in subjects:
+            batch = self.maker.batches.get(subject.sha256)
+            if batch is not None:
+                self.engine.progress.batch_chosen(subject.name, images=batch)
+
     def _say_batches(self, subjects: Sequence[Subject]) -> None:
+        """Note the numbers below a whole block."""
         for subject in subjects:
             batch = self.maker.batches.get(subject.sha256)
             if batch is not None and batch < 256:

@@ -61,7 +61,7 @@ def plan_of(
             except UnknownComponentError as error:
                 notes.append(f"{protocol.name} goes without one of its attacks: {error}")
                 continue
-            chosen = [name for name in entry.views if not views or name in views]
+            chosen = [name for name in _views_of(entry, subject) if not views or name in views]
             if entry.views and not chosen:
                 continue
             one = Also(use, tuple(chosen), whose)
@@ -151,6 +151,16 @@ def _fits(only: str, subject: Subject, shape: Sequence[int]) -> bool:
     if only == "ensembles":
         return len(members_of(model)) > 1
     return averages(subject, shape)
+
+
+def _views_of(entry: Extra, subject: Subject) -> tuple[str, ...]:
+    """The views that an entry asks for, less those that are no average where it needs one.
+
+    What a random model serves is one of its draws; its average is ``expected``.
+    """
+    if entry.only == "averages" and subject.model.stochastic:
+        return tuple(name for name in entry.views if name != "deployed")
+    return entry.views
 
 
 def averages(subject: Subject, shape: Sequence[int]) -> bool:

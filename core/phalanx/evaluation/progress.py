@@ -8,6 +8,9 @@ from typing import Protocol
 class Progress(Protocol):
     """Listens to an evaluation; every method may do nothing."""
 
+    def batch_chosen(self, subject: str, *, images: int) -> None:
+        """So many images of this model are attacked at once, as memory has room."""
+
     def started(self, *, cells: int, images: int) -> None:
         """So many cells are asked for, or more of them, of so many images together."""
 
@@ -26,6 +29,9 @@ class Progress(Protocol):
 
 class Silence:
     """Says nothing."""
+
+    def batch_chosen(self, subject: str, *, images: int) -> None:
+        """See `Progress`."""
 
     def started(self, *, cells: int, images: int) -> None:
         """See `Progress`."""

@@ -40,7 +40,8 @@ class Extra(Spec):
     only: Literal["stochastic", "deterministic", "ensembles", "averages"] | None = Field(
         None,
         description="Models it is for: random ones or not, those with members, those that serve "
-        "(or expect) an average of members; absent: all.",
+        "(or expect) an average of members, of random ones without the view deployed, which is "
+        "none; absent: all.",
     )
     views: tuple[str, ...] = Field((), description="Views it runs on; absent: every one.")
 

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from phalanx.errors import ArtifactError, OutputError, PhalanxWarning
 from phalanx.evaluation.cell import Block, Outcome
+from phalanx.evaluation.scoring import shares
 from phalanx.storage import remove_parts
 from phalanx.training.files import read_tensors, write_tensors
 from phalanx.training.lock import claimed
 
 _BITS = "bits"
 SAMPLE = 16
-"""Examples of a cell's first block that are kept for a report's pictures."""
+"""Examples of a cell's first block that are kept for a report's pictures, of those that fooled."""
 EXAMPLES = "examples"
 """Folder of kept examples, beside that of the blocks."""
 SAMPLES = "samples"
@@ -50,7 +51,7 @@ class BlockStore:
         self.folder = folder
         self.keeps_examples = keeps_examples and folder is not None
         self._found: dict[str, Outcome] = {}
-        self._samples: dict[str, Tensor] = {}
+        self._samples: dict[str, dict[str, Tensor]] = {}
         if folder is not None:
             for place in (folder, folder.parent / EXAMPLES, folder.parent / SAMPLES):
                 remove_parts(place, older_than=_ABANDONED)
@@ -120,22 +121,24 @@ class BlockStore:
         path = self._examples(block)
         return self.keeps_examples and path is not None and not path.exists()
 
-    def sample(self, block: Block, examples: Tensor) -> None:
-        """Keep the first images of a cell's first block, for pictures."""
+    def sample(self, block: Block, examples: Tensor, bits: Tensor) -> None:
+        """Keep the first images of a cell's first block that most draws get wrong, for pictures."""
         if block.first:
             return
-        self._samples[block.key] = examples[:SAMPLE].float().clone()
+        rows = (shares(bits) <= 0.5).nonzero().squeeze(1)[:SAMPLE]
+        self._samples[block.key] = {"images": examples[rows].float().clone(), "rows": rows}
         if self.folder is not None:
             path = self.folder.parent / SAMPLES / f"{block.key}.safetensors"
-            write_tensors(path, {"images": self._samples[block.key]})
+            write_tensors(path, self._samples[block.key])
 
-    def sampled(self, block: Block) -> Tensor | None:
-        """What `sample` was given, ``(n, C, H, W)``; None if nothing, or damaged since."""
+    def sampled(self, block: Block) -> tuple[Tensor, Tensor] | None:
+        """Images ``(n, C, H, W)`` that `sample` kept and their rows; None if none, or damaged."""
         if block.key not in self._samples and self.folder is not None:
             path = self.folder.parent / SAMPLES / f"{block.key}.safetensors"
-            with suppress(ArtifactError, KeyError):
-                self._samples[block.key] = read_tensors(path)[0]["images"]
-        return self._samples.get(block.key)
+            with suppress(ArtifactError):
+                self._samples[block.key] = read_tensors(path)[0]
+        found = self._samples.get(block.key, {})
+        return (found["images"], found["rows"]) if found.keys() >= {"images", "rows"} else None
 
     def kept(self, block: Block) -> Tensor | None:
         """A block's adversarial images, if they were kept and are whole."""

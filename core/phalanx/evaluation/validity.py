@@ -7,6 +7,7 @@ the protocol asks for them. A check that fails to run says so, and the others go
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from phalanx import randomness
-from phalanx.evaluation import checks, contents
+from phalanx.evaluation import checks, contents, pictures
 from phalanx.evaluation.cell import TRANSFER
 from phalanx.evaluation.checks import AttackFacts, Thresholds
 from phalanx.evaluation.checks.table import base_id
@@ -109,6 +110,7 @@ def examine(
             curves += [] if curve is None else [curve]
             transfers += [] if members is None else [members]
         diverse = (tried("diversity", lambda: contents.diversity_of(at[0])) if at else None) or {}
+        diverse |= contents.robustness_average(transfers[:1])
     found.append(_budget(subject, measured, plan.thresholds))
     judged, findings = _judged(subject, rows, found, measured=measured, loop=loop)
     more = {
@@ -121,7 +123,7 @@ def examine(
         findings.model_copy(update=more),
         tuple(curves),
         tuple(transfers),
-        tried("pictures", lambda: tuple(contents.examples(subject, loop, measured))) or (),
+        tried("pictures", lambda: pictures.examples(subject, loop, measured)) or (),
     )
 
 
@@ -188,7 +190,14 @@ def _budget(subject: Subject, measured: Measurements, thresholds: Thresholds) ->
     count = measured.counts[subject.name]
     outcomes = [one.job.outcome(count) for one in measured.finished(subject.name)]
     violations = sum(one.violations for one in outcomes)
-    return checks.budget(violations, count * len(outcomes), thresholds=thresholds)
+    excess = max((one.excess for one in outcomes), default=0.0)
+    known = math.isfinite(excess) and (excess > 0.0 or not violations)
+    return checks.budget(
+        violations,
+        count * len(outcomes),
+        excess=excess if known else None,
+        thresholds=thresholds,
+    )
 
 
 def _of_plugins(examined: Examined) -> list[Check]:

@@ -35,6 +35,11 @@ def is_worst(row: Row) -> bool:
     return row.attack == WORST and row.protocol != PAPER
 
 
+def is_drawn(row: Row) -> bool:
+    """Whether it has what only a random model's rows have: majority and worst draw."""
+    return row.majority is not None and row.worst_draw is not None
+
+
 def summary(report: Report) -> list[tuple[str, tuple[Row, ...]]]:
     """The worst cases of each threat: by verdict, most trusted first, then by accuracy."""
     threats = dict.fromkeys(row.threat for row in report.worst)
@@ -126,6 +131,11 @@ def curves(report: Report) -> list[tuple[str, list[Curve]]]:
     ordered = sorted(report.curves, key=lambda curve: place[curve.defense])
     norms = dict.fromkeys(curve.norm for curve in report.curves)
     return [(norm, [curve for curve in ordered if curve.norm == norm]) for norm in norms]
+
+
+def masked(report: Report, group: Iterable[Curve]) -> list[tuple[str, Masking]]:
+    """The defense of each of some curves, and its masking."""
+    return [(curve.defense, masking(report, curve.defense)) for curve in group]
 
 
 def radii(group: Iterable[Curve]) -> list[float]:

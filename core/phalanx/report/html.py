@@ -99,7 +99,9 @@ def render(report: Report) -> str:
         "meanings": words.meanings(report.rows, [one.masking for one in found]),
         "comparisons": tables.comparisons(report),
         "curves": [
-            lines.of_norm(f"curves-{number}", norm, group)
+            lines.of_norm(
+                f"curves-{number}", norm, curves=group, masked=arrange.masked(report, group)
+            )
             for number, (norm, group) in enumerate(arrange.curves(report), start=1)
         ],
         "transfers": _maps("transfer", arrange.between_models(report)),

@@ -98,9 +98,10 @@ def _worst(report: Report, ranked: Sequence[Row]) -> str:
 
 def _all(rows: Sequence[Row]) -> str:
     named = any(row.protocol for row in rows)
-    columns = "llll" + "r" * 5 + ("ll" if named else "l")
-    head = ["Defense", "View", "Attack", "Threat", *_NUMBERS, _CONDITIONAL, "Verdict"]
-    head += ["Protocol"] if named else []
+    drawn = any(arrange.is_drawn(row) for row in rows)
+    columns = "llll" + "r" * (7 if drawn else 5) + ("ll" if named else "l")
+    head = ["Defense", "View", "Attack", "Threat", *_NUMBERS, _CONDITIONAL]
+    head += [*(_DRAWS if drawn else ()), "Verdict", *(["Protocol"] if named else [])]
     lines = (
         [
             row.defense,
@@ -109,6 +110,7 @@ def _all(rows: Sequence[Row]) -> str:
             row.threat,
             *_numbers(row),
             _share(row.conditional_accuracy),
+            *((_share(row.majority), _share(row.worst_draw)) if drawn else ()),
             row.verdict,
             *([row.protocol or ""] if named else []),
         ]
@@ -134,6 +136,7 @@ def _all(rows: Sequence[Row]) -> str:
 
 _NUMBERS = ("Clean (%)", "Robust (%)", "95 % interval", "N")
 _CONDITIONAL = "Of clean-correct (%)"
+_DRAWS = ("Right in most draws (%)", "Worst draw (%)")
 
 
 def _numbers(row: Row) -> Iterator[str]:

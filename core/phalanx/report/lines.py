@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from phalanx.evaluation.findings import Curve, CurvePoint
+from phalanx.evaluation.findings import Curve, CurvePoint, Masking
 from phalanx.report import arrange, figures, lettering, tables, words
 from phalanx.report.bars import WIDTH
 from phalanx.report.tables import Table
@@ -70,7 +70,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Lines:
-    """The curves of one norm, and the same in words and as a table."""
+    """The curves of one norm, and the same in words and as a table.
+
+    `told` are the sentences that stand beneath, on curves that masking makes too high.
+    """
 
     id: str
     title: str
@@ -79,6 +82,7 @@ class Lines:
     lines: tuple[Line, ...]
     ticks: tuple[tuple[float, str], ...]
     table: Table
+    told: tuple[str, ...] = ()
     width: int = WIDTH
     left: int = _LEFT
     right: int = WIDTH - _RIGHT
@@ -97,8 +101,17 @@ class Lines:
         return [(_up(share / 4), f"{25 * share}") for share in range(5)]
 
 
-def of_norm(name: str, norm: str, curves: Sequence[Curve]) -> Lines:
-    """The picture of one norm's curves, at least one; `name` is the picture's id."""
+def of_norm(
+    name: str, norm: str, *, curves: Sequence[Curve], masked: Iterable[tuple[str, Masking]] = ()
+) -> Lines:
+    """The picture of one norm's curves.
+
+    Args:
+        name: the picture's id.
+        norm: of the radii.
+        curves: at least one.
+        masked: the defense of each curve, and its masking.
+    """
     radii = arrange.radii(curves)
     place, axis = _scale(radii)
     named = list(zip(labels(curves), curves, strict=True))
@@ -120,6 +133,7 @@ def of_norm(name: str, norm: str, curves: Sequence[Curve]) -> Lines:
         ),
         ticks=_named(norm, radii, place),
         table=tables.curves(norm, labels(curves), curves),
+        told=tuple(words.overstated(masked)),
     )
 
 

@@ -77,6 +77,7 @@ def _curves(report: Report) -> Iterator[str]:
     for norm, group in arrange.curves(report):
         yield escaped(f"Radius in {norm}:")
         yield table(tables.curves(norm, lines.labels(group), group))
+        yield from map(escaped, words.overstated(arrange.masked(report, group)))
 
 
 def _beside(report: Report) -> Iterator[str]:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from phalanx.errors import ArtifactError
 from phalanx.evaluation.findings import (
+    Check,
     Comparison,
     Curve,
     DefenseFindings,
@@ -30,6 +31,8 @@ _PARTS: dict[str, type[Any]] = {
     "examples": Example,
 }
 """Key of the JSON -> what its list holds; a key stands there only where it is not empty."""
+_OF_EVERY_CHECK = frozenset({"value", "count"})
+"""Keys of a check that stand in the JSON as null where there is no number."""
 JSON, HTML, MARKDOWN = "report.json", "report.html", "report.md"
 LATEX, CSV = "report.tex", "report.csv"
 
@@ -70,7 +73,10 @@ class Report:
         return tuple(row for row in self.rows if arrange.is_worst(row))
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON data; optional keys stand there only where they are set."""
+        """The report as JSON data; optional keys stand there only where they are set.
+
+        Value and count of a check stand there always, null where there is no such number.
+        """
         notes = {"notes": list(self.notes)} if self.notes else {}
         return {
             "schema": self.schema,
@@ -79,7 +85,7 @@ class Report:
             "failed": [one.model_dump(mode="json") for one in self.failed],
             **notes,
             **{
-                name: [one.model_dump(mode="json", exclude_none=True) for one in found]
+                name: [_data(one) for one in found]
                 for name in _PARTS
                 if (found := getattr(self, name))
             },
@@ -170,3 +176,16 @@ class Report:
         for name, text in texts.items():
             write_atomically(folder / name, text.encode())
         return folder / HTML
+
+
+def _data(found: BaseModel) -> dict[str, Any]:
+    """An entry of a list as JSON data."""
+    data = found.model_dump(mode="json", exclude_none=True)
+    if isinstance(found, DefenseFindings):
+        data["checks"] = [_check(one) for one in found.checks]
+    return data
+
+
+def _check(check: Check) -> dict[str, Any]:
+    data = check.model_dump(mode="json")
+    return {key: x for key, x in data.items() if x is not None or key in _OF_EVERY_CHECK}

@@ -64,14 +64,20 @@ def summary(report: Report) -> Table:
 
 
 def rows(found: Sequence[Row]) -> Table:
-    """All rows, with the accuracy among clean-correct images; the protocol where one is named."""
+    """All rows, with the accuracy among clean-correct images.
+
+    Majority and worst draw where a row has them, the protocol where one is named.
+    """
     named = any(row.protocol for row in found)
+    drawn = any(arrange.is_drawn(row) for row in found)
     head = f"=Defense | View | =Attack | Threat | {_NUMBERS}"
-    head = head.replace(":95 %", ":Of clean-correct | :95 %") + (" | Protocol" if named else "")
+    more = ":Of clean-correct" + (" | :Right in most draws | :Worst draw" if drawn else "")
+    head = head.replace(":95 %", f"{more} | :95 %") + (" | Protocol" if named else "")
     lines = []
     for row in found:
         cells = _cells(row)
-        cells.insert(6, figures.of_clean_correct(row))
+        of_draws = [_share(row.majority), _share(row.worst_draw)] if drawn else []
+        cells[6:6] = [figures.of_clean_correct(row), *of_draws]
         lines.append(cells + ([row.protocol or ""] if named else []))
     return of(head, lines)
 

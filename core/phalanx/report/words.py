@@ -8,7 +8,7 @@ from phalanx.evaluation.cell import NONE, TRANSFER
 from phalanx.evaluation.diversity import MEANINGS
 from phalanx.evaluation.findings import Check, Comparison, Curve, Masking, Status, Transfer
 from phalanx.evaluation.rows import JOIN, WORST, Row
-from phalanx.report.arrange import PAPER, Quantity
+from phalanx.report.arrange import PAPER, Quantity, is_drawn
 
 COMPARE = (
     "Compare defenses by their “worst” rows: the mean over images of the smallest share of right "
@@ -41,7 +41,8 @@ VERDICTS = {
     "unreliable": (
         "Verdict “unreliable”: a required check failed in a way that bears on the number's attack. "
         "Expect a better attack to find a much lower accuracy; do not compare defenses by it. A "
-        "number at or below chance is never called so."
+        "number at or below chance is called so only where stochastic, batch_dependence or budget "
+        "fails, which bears on every row."
     ),
 }
 """Verdict -> what it means."""
@@ -93,6 +94,11 @@ CURVES = (
     "Accuracy in per cent against the attacker's radius, each radius attacked afresh. Bands, and "
     "the numbers in brackets, are 95 % intervals."
 )
+OVERSTATED: dict[Masking, str] = {
+    "yes": "gradients mislead this attack, and the curve overstates.",
+    "unknown": "the curve may overstate.",
+}
+"""Masking -> what it means for a curve; where there is none the curve needs no word."""
 BESIDE = (
     "What the paper's own protocol gives, beside the worst case of the same threat here. The gap "
     "is how many points the paper's protocol is above it."
@@ -121,14 +127,22 @@ OF_PAPER = "paper: "
 """Before what was done in a row of the paper's own protocol."""
 NAMED = 4
 """Rows that a sentence names at most."""
+DRAWS = (
+    "“Right in most draws” is the share of images that more than half of the judge's draws get "
+    "right, “worst draw” the smallest accuracy of one draw over all images; both are of models "
+    "that draw."
+)
+"""Of a report with rows that have these."""
 TESTS = {"mcnemar": "exact McNemar", "sign-flip": "sign-flip permutation"}
 """Test of a comparison -> its name."""
 
 
 def explained(rows: Iterable[Row]) -> list[str]:
     """The sentences that stand under the tables of these rows."""
+    rows = list(rows)
+    drawn = any(is_drawn(row) for row in rows)
     alone = any(row.attack.partition(":")[0] == "natural" for row in rows)
-    return [PASSES, CONDITIONAL, *([NO_BALL] if alone else [])]
+    return [PASSES, CONDITIONAL, *([DRAWS] if drawn else []), *([NO_BALL] if alone else [])]
 
 
 def meanings(rows: Iterable[Row], maskings: Iterable[Masking] = ()) -> list[str]:
@@ -219,6 +233,24 @@ def of_transfer(transfer: Transfer) -> str:
 def of_curve(curve: Curve) -> str:
     """How a curve was measured: ``expected · pgd``."""
     return curve.attack if curve.view == NONE else f"{curve.view} · {curve.attack}"
+
+
+def overstated(masked: Iterable[tuple[str, Masking]]) -> list[str]:
+    """What masking means for some curves: ``Masking is yes (clm): gradients mislead …``.
+
+    Args:
+        masked: the defense of each curve, and its masking.
+    """
+    masked = list(dict.fromkeys(masked))
+    named = {
+        masking: [defense for defense, found in masked if found == masking]
+        for masking in OVERSTATED
+    }
+    return [
+        f"Masking is {masking} ({', '.join(names)}): {OVERSTATED[masking]}"
+        for masking, names in named.items()
+        if names
+    ]
 
 
 def decided(comparison: Comparison) -> str:

@@ -171,6 +171,11 @@ class FreshMean(nn.Module):
         self.count = count
         self.calls = 0
 
+    @property
+    def members(self) -> Sequence[nn.Module]:
+        """The sub-models, on whose examples it is judged too."""
+        return self.model.members
+
     def forward(self, x: Tensor) -> Tensor:
         """Images ``(N, C, H, W)`` to log-probabilities ``(N, K)``."""
         self.calls += 1

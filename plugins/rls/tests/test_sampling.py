@@ -198,3 +198,8 @@ def test_bits_of_sampled_networks(x):
     chosen = model.choose(10, generator(4, "agreement"))
     with torch.no_grad():
         assert torch.equal(bits[3], model.sampled(chosen[3])(x).argmax(1) == y)
+
+
+def test_expected_names_the_submodels_for_attacks_that_need_members(x):
+    model = made()
+    assert list(model.views()["expected"].open(0).members) == list(model.members)

@@ -156,6 +156,16 @@ def test_frozen_randomness_must_not_make_the_attack_weaker() -> None:
     assert checks.eot_k(BASE, BASE, newly(256)).status == "pass"  # stronger: as it should be
 
 
+def test_images_that_the_frozen_draw_gets_wrong_anyway_speak_for_nothing() -> None:
+    """Twenty that freezing misses, and twenty "broken" ones that were wrong without an attack."""
+    frozen, clean = BASE.clone(), torch.ones(N, dtype=torch.bool)
+    frozen[BASE.nonzero()[:20]], clean[BASE.nonzero()[:20]] = 0.0, False
+    frozen[(BASE == 0).nonzero()[:20]] = 1.0
+    assert checks.eot_k(BASE, BASE, frozen).status == "pass"
+    found = checks.eot_k(BASE, BASE, frozen, clean=clean)
+    assert (found.status, found.count, found.value) == ("fail", 20, 20 / N)
+
+
 def test_more_draws_must_not_gain() -> None:
     found = checks.eot_k(BASE, newly(20) * BASE, BASE)
     assert (found.status, found.count, found.value) == ("warn", 20, 20 / N)

@@ -124,7 +124,7 @@ def test_failures_that_touch_rows_above_the_worst(name: str) -> None:
 
 
 def test_draws_touch_their_view() -> None:
-    rows = (row("apgd-ce", 0.52, view="expected"), row("apgd-ce", 0.53), row("worst", 0.5))
+    rows = (row("apgd-ce", 0.52), row("apgd-ce", 0.53, view="expected"), row("worst", 0.5))
     needed = REQUIRED | FOR_STOCHASTIC
     assert said(passed(eot_k="fail"), rows, required=needed) == [
         "unreliable",

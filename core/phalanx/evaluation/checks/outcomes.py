@@ -167,6 +167,7 @@ def eot_k(
     doubled: Tensor,
     frozen: Tensor,
     *,
+    clean: Tensor | None = None,
     thresholds: Thresholds = DEFAULTS,
 ) -> Check:
     """Whether twice the draws gain, and whether the attack succeeds with the randomness frozen.
@@ -178,6 +179,8 @@ def eot_k(
         plain: outcome of the attack in expectation over K draws, ``(N,)``; None if it did not run.
         doubled: the same with 2K draws.
         frozen: outcome of the attack on one frozen draw, judged on that draw.
+        clean: which images that draw gets right without an attack, ``(N,)`` booleans; of the others
+            nothing is said of freezing. Absent: all.
         thresholds: `warn` of the gain, `fail` of what is lost with the randomness frozen.
     """
     limits = thresholds.eot_k
@@ -189,7 +192,9 @@ def eot_k(
         return not_run("eot_k", NO_BASE, threshold=words)
     n = len(plain)
     gain, back = int(_newly(plain, doubled).sum()), int(_newly(doubled, plain).sum())
-    lost, more = int(_newly(frozen, plain).sum()), int(_newly(plain, frozen).sum())
+    right = torch.ones(n, dtype=torch.bool) if clean is None else clean
+    lost = int((_newly(frozen, plain) & right).sum())
+    more = int((_newly(plain, frozen) & right).sum())
     found = (
         f"2K draws break {gain} of {n} images that K do not, and miss {back}; with the randomness "
         f"frozen {lost} are missed and {more} more broken"

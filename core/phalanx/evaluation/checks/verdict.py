@@ -59,8 +59,8 @@ MASKS = frozenset(
 _ON_ALL = frozenset({"stochastic", "batch_dependence", "budget"})
 _ON_GRADIENTS = frozenset({"grad_fd", "grad_deployed", "dynamic", "unbounded", "converged_steps"})
 _ON_WEAKER = frozenset({"black_box", "transfer", "ensemble_reweight"})
-EOT_VIEW = "expected"
-"""The view that `eot_k` speaks of."""
+EOT_VIEW = "deployed"
+"""The view on which `eot_k` averages gradients over draws."""
 
 PRECEDENCE: tuple[Verdict, ...] = ("unreliable", "incomplete", "screened", "caution", "trusted")
 """The first that applies."""
