@@ -2,11 +2,13 @@
 
     python -m bench.evaluation_memory           # writes bench/results/evaluation_memory.json
 
-The published CIFAR-10 ResNet-20 is attacked by FGSM and by PGD of two steps, judged on a second
+An untrained network on CIFAR-10's test images, labelled with its own answers so that the checks'
+subset is 256 images in both, is attacked by FGSM and by PGD of two steps, judged on a second
 network's examples and examined by the checks of tier core; examples are kept on disk. Each
-evaluation runs in a process of its own. Its peak (``ru_maxrss``) is told beside what the
-additional images would take as float32: an evaluation that held them, or their examples, would
-grow by that for each copy. Needs ``$PHALANX_WEIGHTS`` and ``$PHALANX_DATA``.
+evaluation runs in a process of its own, where glibc gives freed memory back at once
+(``MALLOC_MMAP_THRESHOLD_``), so that the peak (``ru_maxrss``) is of what is held. It is told beside
+what the additional images would take as float32: an evaluation that held them, or their examples,
+would grow by that for each copy. Needs ``$PHALANX_DATA``.
 """
 
 from __future__ import annotations
@@ -33,17 +35,23 @@ ONE = """
 import resource, sys
 import torch
 import phalanx
-from bench.networks import CASES, load
+from phalanx.data import default_root, load_data
+from phalanx.data.sets import ArraySplit, Data
 from phalanx.nn.backbones.small_cnn import small_cnn
 
 torch.set_num_threads(1)
 torch.manual_seed(0)
-case = CASES["cifar10"]
+network = small_cnn(in_chans=3, width=8).eval()
+data = load_data("cifar10", root=default_root())
+with torch.no_grad():
+    parts = torch.arange(len(data.test)).split(500)
+    labels = torch.cat([network(data.test.fetch(rows).x).argmax(1) for rows in parts])
+test = ArraySplit(data.test.images, labels)
 phalanx.evaluate(
-    load(case, 1).network,
-    case.data,
+    network,
+    Data(data.task, data.train, data.validation, test, data.threat),
     attacks=["fgsm", "pgd:steps=2"],
-    threat=case.threats[0],
+    threat="linf:0.01",
     limit=int(sys.argv[1]),
     surrogates={"other": small_cnn(in_chans=3, width=4)},
     keep_examples=True,
@@ -60,7 +68,12 @@ def peak(count: int) -> float:
     Raises:
         SystemExit: with its last words, if it fails.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive"}
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")},
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "passive",
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
     with tempfile.TemporaryDirectory() as out:
         asked = [sys.executable, "-c", ONE, str(count), out]
         done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False)
