@@ -81,6 +81,19 @@ def test_comparisons_are_of_worst_cases_image_by_image() -> None:
     assert found["near", "high"].difference != 0.0
 
 
+def test_a_union_of_threats_is_compared_by_what_withstands_all_of_it() -> None:
+    linf, l2 = plan_with("toy:size=0.25"), plan_with("toy:size=0.23", threat="l2:1.0")
+    plan = Plan((*linf.attacks, *l2.attacks))
+    report = evaluated([subject("a", Plain()), subject("b", Plain(0.52))], plan)
+    found = {one.threat: one for one in report.comparisons}
+    assert list(found) == ["l2:1", "linf:0.25", "linf:0.25+l2:1"]
+    worst = {(row.defense, row.threat): row.robust_accuracy for row in report.worst}
+    assert len(worst) == 6
+    for threat, one in found.items():
+        assert one.difference == pytest.approx(worst["a", threat] - worst["b", threat])
+    assert found["linf:0.25+l2:1"].difference != 0.0
+
+
 def test_random_models_are_compared_by_shares() -> None:
     report = evaluated(
         [subject("m", Mixed([0.5, 0.0], closed=True)), subject("p", Plain())], plan_with(*SHIFT)

@@ -29,6 +29,7 @@ from phalanx.evaluation.findings import (
 from phalanx.evaluation.loop import Measurements
 from phalanx.evaluation.matrix import members_transfer, transfer_matrix
 from phalanx.evaluation.paired import compare
+from phalanx.evaluation.rows import grouped
 from phalanx.evaluation.subjects import Subject
 from phalanx.nn.size import latencies, size_of, tensor_bytes
 from phalanx.specs import L1, L2, Kind, Linf
@@ -66,21 +67,21 @@ def comparisons(subjects: Sequence[Subject], measured: Measurements, seed: int) 
 
 
 def _worst(subject: Subject, measured: Measurements, count: int) -> dict[str, Tensor]:
-    """Threat -> the smallest share of right draws of each of the first images."""
+    """Threat, or union of threats -> the smallest share of right draws of the first images."""
     job = measured.clean[subject.name]
     if job.error is not None:
         return {}
     rows = slice(0, count)
-    cells: dict[str, list[Tensor]] = {}
+    cells: list[tuple[str, Tensor]] = []
     clean = job.outcome(measured.counts[subject.name]).of_rows(rows)
     for one in measured.finished(subject.name):
         whole = one.job.outcome(measured.counts[subject.name])
-        cells.setdefault(one.task.threat, []).append(whole.of_rows(rows).bits)
+        cells.append((one.task.threat, whole.of_rows(rows).bits))
     for (_, threat), outcomes in measured.received(subject.name, subject.sha256).items():
-        cells.setdefault(threat, []).extend(one.of_rows(rows).bits for one in outcomes)
+        cells += [(threat, one.of_rows(rows).bits) for one in outcomes]
     return {
         threat: scoring.worst_shares([clean.bits, *bits], clean.draws)
-        for threat, bits in cells.items()
+        for threat, bits in grouped(cells).items()
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,7 @@ from phalanx.evaluation.cell import CHUNK, Outcome
 
 WORST = "worst"
 """Attack and view of a row that takes the worst over all cells of a defense and threat."""
+T = TypeVar("T")
 JOIN = "+"
 """Between the parts of a union of threats."""
 MANY_CHUNKS = 20
@@ -110,7 +111,7 @@ def rows_of(
     clean_q = scoring.shares(clean.bits)
     clean_accuracy = float(clean_q.mean())
     rows = [_cell_row(defense, clean_q, cell, seed) for cell in cells]
-    for threat, group in _groups(cells).items():
+    for threat, group in grouped([(c.threat, one) for c in cells for one in c.outcomes]).items():
         q = scoring.worst_shares([clean.bits, *(one.bits for one in group)], clean.draws)
         rows.append(
             Row(
@@ -131,19 +132,18 @@ def rows_of(
     return rows
 
 
-def _groups(cells: Sequence[Measured]) -> dict[str, list[Outcome]]:
-    """Threat -> its cells; where they are of several kinds, the union of all threats too."""
-    threats = dict.fromkeys(cell.threat for cell in cells)
-    groups = {
-        threat: [one for cell in cells if cell.threat == threat for one in cell.outcomes]
-        for threat in threats
-    }
+def grouped(cells: Sequence[tuple[str, T]]) -> dict[str, list[T]]:
+    """Threat -> what was given of it; where threats are of several kinds, of their union too.
+
+    Args:
+        cells: the threat of each cell, as text, and anything of it.
+    """
+    threats = dict.fromkeys(threat for threat, _ in cells)
+    groups = {threat: [one for other, one in cells if other == threat] for threat in threats}
     if len(_kinds(threats)) > 1:
         parts = _parts(threats)
         same = [threat for threat in threats if _parts([threat]).keys() == parts.keys()]
-        groups[same[0] if same else JOIN.join(parts)] = [
-            one for cell in cells for one in cell.outcomes
-        ]
+        groups[same[0] if same else JOIN.join(parts)] = [one for _, one in cells]
     return groups
 
 
