@@ -273,7 +273,8 @@ def test_linear_members_in_closed_form() -> None:
         "attention_cosine": looked.mean(),
         "mra": (other.argmax(2) == y).double().mean(),
     }
-    assert found == pytest.approx({name: float(value) for name, value in expected.items()})
+    rounded = {name: float(value) for name, value in expected.items()}
+    assert found == pytest.approx(rounded, abs=1e-6)  # of float32, where a cosine is nearly 0
 
 
 def test_one_network_twice_is_not_diverse() -> None:
